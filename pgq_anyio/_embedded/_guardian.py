@@ -1,0 +1,265 @@
+"""The guardian: a detached process, parent of the embedded server, that stops it when nobody holds it any more.
+
+It runs in a session of its own (Ctrl-C in a terminal does not reach it) and is nobody's child (it forks once), so that
+the process that started it may come and go like any other holder. It waits in two threads: one for the lock
+``holders``, which it gets when the last holder has gone, and one for the server, which it starts again if it ends
+while there are holders (after ``EmbeddedServer.restart``, or a crash). Nothing is polled.
+
+If the guardian itself is killed, the server goes on without it and the next one to come, or the last holder to leave,
+stops it (``stop_orphan``).
+
+What it must tell the process that started it is one line of JSON on its standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .._errors import ConfigurationError, PgqError
+from ._account import Account, can_reach, find_account
+from ._binaries import STOP_SIGNALS, PostgresBinaries, ServerStartError, copy_binaries, read_status, wait_ready
+from ._locks import FileLock, is_held
+from ._room import make_socket_directory, remove_socket_directory
+
+PORT = 5432
+#: How long a server may take to become ready, crash recovery included (in seconds).
+READY_TIMEOUT = 60.0
+#: How long a fast, then an immediate stop may take before the next, harder one (in seconds).
+STOP_TIMEOUT = 10.0
+#: How often a server that ends by itself is started again before it is given up.
+MAX_FAILED_STARTS = 5
+
+
+class Guardian:
+    """One server and the locks around it.
+
+    :param room: the server's directory
+    :param binaries: the directory of the programs, as installed
+    :param options: further server settings
+    :param ephemeral: whether the room is removed at the end
+    """
+
+    def __init__(self, room: Path, binaries: Path, options: Mapping[str, str], *, ephemeral: bool) -> None:
+        self._room = room
+        self._installed = binaries
+        self._options = options
+        self._ephemeral = ephemeral
+        self._account = find_account()
+        self._data = room / "data"
+        self._log = room / "log"
+        self._leaving = threading.Event()
+        self._changing = threading.Lock()
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Start the server, report, keep it running while it is held, and stop it."""
+        own = FileLock(self._room / "guardian")
+        alive = FileLock(self._room / "server")
+        holders = FileLock(self._room / "holders")
+        try:
+            if not own.lock(timeout=5):
+                raise ServerStartError(f"another process guards the server in {str(self._room)!r}")
+            stop_orphan(self._room, alive)
+            binaries = self._prepare()
+            self._start(binaries, alive)
+            _report({"ready": True})
+            threading.Thread(target=self._wait_for_holders, args=[holders], daemon=True).start()
+            self._supervise(binaries, alive)
+        finally:
+            self._stop()
+            remove_socket_directory(self._room)
+            alive.close()
+            if self._ephemeral:
+                shutil.rmtree(self._room, ignore_errors=True)
+            own.close()  # before `holders`: who gets that one finds no guardian
+            holders.close()
+
+    def leave(self) -> None:
+        """Begin the end: the server is told to stop, and is not started again."""
+        with self._changing:
+            self._leaving.set()
+            if self._server is not None and self._server.poll() is None:
+                self._server.send_signal(STOP_SIGNALS["fast"])
+
+    def _prepare(self) -> PostgresBinaries:
+        binaries = _runnable(self._installed, self._room, self._account)
+        major = binaries.major()
+        if self._data.exists():
+            written = (self._data / "PG_VERSION").read_text().strip()
+            if written != str(major):
+                raise ConfigurationError(
+                    f"{str(self._data)!r} was written by PostgreSQL {written}, and the installed one is {major}: "
+                    f"move the jobs with pg_dump of PostgreSQL {written}, or remove {str(self._room)!r} with "
+                    "everything in it"
+                )
+        else:
+            half = self._room / "data.new"
+            shutil.rmtree(half, ignore_errors=True)
+            binaries.initdb(half, sync=not self._ephemeral)
+            half.rename(self._data)  # whoever sees `data` sees a whole cluster
+        if self._log.exists() and self._log.stat().st_size > 1024 * 1024:
+            self._log.rename(self._log.with_name("log.old"))
+        return binaries
+
+    def _start(self, binaries: PostgresBinaries, alive: FileLock) -> None:
+        """Start the server once. A crash may leave processes of the old one for a moment: it is tried again."""
+        options = {"log_line_prefix": "%m [%p] ", "unix_socket_permissions": "0700", **self._options}
+        if self._ephemeral:
+            options = {"fsync": "off", "full_page_writes": "off", **options}
+        deadline = time.monotonic() + READY_TIMEOUT
+        while True:
+            with self._changing:
+                if self._leaving.is_set():
+                    return
+                directory = make_socket_directory(self._room, self._account)
+                _remove_stale_pid_file(self._data)
+                server = self._server = binaries.launch(
+                    self._data,
+                    port=PORT,
+                    socket_directory=directory,
+                    options=options,
+                    log=self._log,
+                    pass_fds=[alive.fileno()],
+                )
+            try:
+                wait_ready(server, self._data, log=self._log, timeout=max(1.0, deadline - time.monotonic()))
+            except ServerStartError:
+                binaries.stop(server, "immediate")
+                if self._leaving.is_set():
+                    return
+                if "still in use" not in _last_lines(self._log) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def _supervise(self, binaries: PostgresBinaries, alive: FileLock) -> None:
+        failed = 0
+        while self._server is not None:
+            self._server.wait()
+            if self._leaving.is_set():
+                return
+            try:
+                self._start(binaries, alive)
+                failed = 0
+            except ServerStartError:
+                failed += 1
+                if failed >= MAX_FAILED_STARTS:
+                    raise
+                self._leaving.wait(0.2 * 2**failed)
+
+    def _wait_for_holders(self, holders: FileLock) -> None:
+        holders.wait_exclusive()
+        self.leave()
+
+    def _stop(self) -> None:
+        self.leave()
+        if self._server is None:
+            return
+        for number in (signal.SIGQUIT, signal.SIGKILL, None):
+            try:
+                self._server.wait(STOP_TIMEOUT)
+                return
+            except subprocess.TimeoutExpired:
+                if number is not None:
+                    self._server.send_signal(number)
+
+
+def stop_orphan(room: Path, alive: FileLock | None = None) -> None:
+    """Stop a server whose guardian was killed.
+
+    :param room: the server's directory
+    :param alive: the open lock ``server``; it is taken. ``None`` means that nobody is to have it afterwards.
+    :raises ServerStartError: if it does not end
+    """
+    lock = FileLock(room / "server") if alive is None else alive
+    try:
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if lock.lock_nowait():
+                return
+            status = read_status(room / "data")
+            if status is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(status.pid, number)
+            if lock.lock(timeout=STOP_TIMEOUT):
+                return
+        raise ServerStartError(f"a server left over in {str(room)!r} does not end; see its 'data/postmaster.pid'")
+    finally:
+        if alive is None:
+            lock.close()
+
+
+def _runnable(installed: Path, room: Path, account: Account | None) -> PostgresBinaries:
+    """The programs as installed, or a copy of them in the room, if the account cannot reach them there."""
+    if can_reach(account, installed / "postgres"):
+        return PostgresBinaries(installed, account)
+    return PostgresBinaries(copy_binaries(installed, room / "binaries"), account)
+
+
+def _remove_stale_pid_file(data: Path) -> None:
+    """Remove what a crash left: its process id may be in use again by a stranger, and would stop PostgreSQL.
+
+    We hold the lock ``server``, so that no server of ours lives. One that somebody started by hand answers on the
+    socket or the port that it wrote down; then nothing is removed and PostgreSQL itself refuses to start.
+    """
+    status = read_status(data)
+    if status is not None and status.socket_directory and not is_listening(status.socket_directory, status.port):
+        (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def is_listening(directory: str, port: int) -> bool:
+    """Whether a server answers on the unix socket in a directory."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(os.path.join(directory, f".s.PGSQL.{port}"))
+        except OSError:
+            return False
+    return True
+
+
+def _last_lines(log: Path) -> str:
+    from ._binaries import log_tail
+
+    return log_tail(log, 5)
+
+
+def _report(message: Mapping[str, object]) -> None:
+    with contextlib.suppress(OSError):  # who started us may be gone
+        os.write(1, json.dumps(message).encode() + b"\n")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def main(arguments: str) -> None:
+    """Run a guardian. It leaves the process that started it before it does anything else.
+
+    :param arguments: JSON of the parameters of ``Guardian``
+    """
+    if os.fork() != 0:
+        os._exit(0)
+    given = json.loads(arguments)
+    try:
+        guardian = Guardian(
+            Path(given["room"]), Path(given["binaries"]), given["options"], ephemeral=given["ephemeral"]
+        )
+        signal.signal(signal.SIGTERM, lambda *_: guardian.leave())
+        guardian.run()
+    except PgqError as error:
+        _report({"error": str(error), "configuration": isinstance(error, ConfigurationError)})
+        sys.exit(1)
+    except BaseException as error:
+        _report({"error": f"the guardian of the embedded server failed: {error!r}", "configuration": False})
+        raise
