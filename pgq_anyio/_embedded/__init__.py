@@ -13,7 +13,8 @@ Decisions:
 - The package imports nothing but the standard library, attrs and ``_errors``: the guardian starts in 0.1 s.
 """
 
-from ._binaries import PostgresBinaries, ServerStartError
+from ._binaries import PostgresBinaries
 from ._server import EmbeddedServer
+from ._status import ServerStartError
 
 __all__ = ["EmbeddedServer", "PostgresBinaries", "ServerStartError"]

@@ -4,10 +4,10 @@ Decisions:
 
 - ``postgres`` is started directly and not by ``pg_ctl``: our child is then the postmaster itself, whose end can be
   waited for, and no shell sees a path.
-- Readiness is read from ``postmaster.pid``, where the server itself writes it (``pg_ctl`` does the same).
-- New clusters are UTF-8 with the locale ``C``; from PostgreSQL 17 on with its built-in provider and ``C.UTF-8``: letters
-  are told from other characters in all scripts, and an update of the system's C library cannot break an index.
-- ``PG*`` variables do not reach the server: ``PGPORT`` or ``PGDATA`` would redirect it, and secrets stay with us.
+- New clusters are UTF-8 with the locale ``C``; from PostgreSQL 17 on with its built-in provider and ``C.UTF-8``:
+  letters are told from other characters in all scripts, and an update of the C library cannot break an index.
+- Of the environment only what is named in ``KEPT`` reaches the server: ``PGPORT`` or ``PGDATA`` would redirect it, and
+  our secrets are no business of the account it runs as.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import attrs
 
-from .._errors import PgqError
 from ._account import Account, find_account, hand_over, identity
+from ._status import ServerStartError, ended, wait_ready
 
 StopMode = Literal["smart", "fast", "immediate"]
+
+#: Variables that the server gets from us.
+KEPT = ("PATH", "HOME", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 #: What each way of stopping is called in signals (PostgreSQL's documentation, "Shutting Down the Server").
 STOP_SIGNALS: Mapping[str, signal.Signals] = {
@@ -35,21 +37,6 @@ STOP_SIGNALS: Mapping[str, signal.Signals] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-
-
-class ServerStartError(PgqError):
-    """Raised if a server does not start or does not become ready. The message carries the end of its log."""
-
-
-@attrs.frozen
-class ServerStatus:
-    """What a running server says about itself in ``postmaster.pid``."""
-
-    pid: int
-    port: int
-    #: Empty if it listens on no unix socket.
-    socket_directory: str
-    ready: bool
 
 
 @attrs.frozen
@@ -213,7 +200,7 @@ class PostgresBinaries:
         except OSError as error:
             raise ServerStartError(f"cannot run {command[0]!r}: {error.strerror}") from error
         if done.returncode != 0:
-            raise ServerStartError(f"{program} failed ({_ended(done.returncode)}):\n{done.stdout.strip()}")
+            raise ServerStartError(f"{program} failed ({ended(done.returncode)}):\n{done.stdout.strip()}")
         return done.stdout
 
 
@@ -246,64 +233,11 @@ def copy_binaries(source: Path, target: Path) -> Path:
     return copied
 
 
-def read_status(data: Path) -> ServerStatus | None:
-    """Read ``postmaster.pid``.
-
-    :return: ``None`` if there is none, or one that is still being written
-    """
-    try:
-        lines = (data / "postmaster.pid").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    if len(lines) < 5 or not lines[0].strip().isdigit() or not lines[3].strip().isdigit():
-        return None
-    state = lines[7].strip() if len(lines) > 7 else ""
-    return ServerStatus(
-        pid=int(lines[0]), port=int(lines[3]), socket_directory=lines[4].strip(), ready=state == "ready"
-    )
-
-
-def wait_ready(server: subprocess.Popen[bytes], data: Path, *, log: Path | None, timeout: float) -> ServerStatus:
-    """Wait until a server that we started accepts connections.
-
-    :raises ServerStartError: if it ends, or is not ready in time
-    """
-    deadline = time.monotonic() + timeout
-    while server.poll() is None:
-        status = read_status(data)
-        if status is not None and status.pid == server.pid and status.ready:
-            return status
-        if time.monotonic() >= deadline:
-            raise ServerStartError(f"PostgreSQL in {str(data)!r} was not ready after {timeout:g} s{log_tail(log)}")
-        time.sleep(0.01)
-    raise ServerStartError(
-        f"PostgreSQL in {str(data)!r} did not start ({_ended(server.returncode)}){log_tail(log)}"
-    )
-
-
-def log_tail(log: Path | None, lines: int = 15) -> str:
-    """The end of a server's log, as the end of an error message."""
-    if log is None:
-        return ""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 16384))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return f"; the end of {str(log)!r}:\n" + "\n".join(text.strip().splitlines()[-lines:])
-
-
 def clean_environment() -> dict[str, str]:
-    """Our environment without what would redirect PostgreSQL or translate its messages."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "DATABASE_URL"))}
-    return {**kept, "LC_ALL": "C"}
+    """What the server gets of our environment. Its messages are English, since we look into them."""
+    return {**{name: os.environ[name] for name in KEPT if name in os.environ}, "LC_ALL": "C"}
 
 
 def _quoted(path: Path) -> str:
     """A path as an element of a list setting: quoted, because it may have commas and spaces."""
     return '"' + str(path).replace('"', '""') + '"'
-
-
-def _ended(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -27,15 +27,15 @@ from pathlib import Path
 
 from .._errors import ConfigurationError, PgqError
 from ._account import Account, can_reach, find_account
-from ._binaries import STOP_SIGNALS, PostgresBinaries, ServerStartError, copy_binaries, read_status, wait_ready
-from ._locks import FileLock, is_held
-from ._room import make_socket_directory, remove_socket_directory
+from ._binaries import STOP_SIGNALS, PostgresBinaries, copy_binaries
+from ._leftovers import STOP_TIMEOUT, remove_stale_pid_file, stop_orphan
+from ._locks import FileLock
+from ._room import make_socket_directory, remove_room, remove_socket_directory
+from ._status import ServerStartError, log_tail, wait_ready
 
 PORT = 5432
 #: How long a server may take to become ready, crash recovery included (in seconds).
 READY_TIMEOUT = 60.0
-#: How long a fast, then an immediate stop may take before the next, harder one (in seconds).
-STOP_TIMEOUT = 10.0
 #: How often a server that ends by itself is started again before it is given up.
 MAX_FAILED_STARTS = 5
 
@@ -58,7 +58,7 @@ class Guardian:
         self._data = room / "data"
         self._log = room / "log"
         self._leaving = threading.Event()
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()  # a signal may come while we hold it
         self._server: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
@@ -72,6 +72,8 @@ class Guardian:
             stop_orphan(self._room, alive)
             binaries = self._prepare()
             self._start(binaries, alive)
+            if self._leaving.is_set():
+                raise ServerStartError("the guardian of the embedded server was told to end while it started it")
             _report({"ready": True})
             threading.Thread(target=self._wait_for_holders, args=[holders], daemon=True).start()
             self._supervise(binaries, alive)
@@ -80,7 +82,7 @@ class Guardian:
             remove_socket_directory(self._room)
             alive.close()
             if self._ephemeral:
-                shutil.rmtree(self._room, ignore_errors=True)
+                remove_room(self._room)
             own.close()  # before `holders`: who gets that one finds no guardian
             holders.close()
 
@@ -122,7 +124,7 @@ class Guardian:
                 if self._leaving.is_set():
                     return
                 directory = make_socket_directory(self._room, self._account)
-                _remove_stale_pid_file(self._data)
+                remove_stale_pid_file(self._data)
                 server = self._server = binaries.launch(
                     self._data,
                     port=PORT,
@@ -131,13 +133,15 @@ class Guardian:
                     log=self._log,
                     pass_fds=[alive.fileno()],
                 )
+                if self._leaving.is_set():  # a signal came while the server was being made
+                    self.leave()
             try:
                 wait_ready(server, self._data, log=self._log, timeout=max(1.0, deadline - time.monotonic()))
             except ServerStartError:
                 binaries.stop(server, "immediate")
                 if self._leaving.is_set():
                     return
-                if "still in use" not in _last_lines(self._log) or time.monotonic() >= deadline:
+                if "still in use" not in log_tail(self._log, 5) or time.monotonic() >= deadline:
                     raise
                 time.sleep(0.1)
             else:
@@ -175,64 +179,11 @@ class Guardian:
                     self._server.send_signal(number)
 
 
-def stop_orphan(room: Path, alive: FileLock | None = None) -> None:
-    """Stop a server whose guardian was killed.
-
-    :param room: the server's directory
-    :param alive: the open lock ``server``; it is taken. ``None`` means that nobody is to have it afterwards.
-    :raises ServerStartError: if it does not end
-    """
-    lock = FileLock(room / "server") if alive is None else alive
-    try:
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            if lock.lock_nowait():
-                return
-            status = read_status(room / "data")
-            if status is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(status.pid, number)
-            if lock.lock(timeout=STOP_TIMEOUT):
-                return
-        raise ServerStartError(f"a server left over in {str(room)!r} does not end; see its 'data/postmaster.pid'")
-    finally:
-        if alive is None:
-            lock.close()
-
-
 def _runnable(installed: Path, room: Path, account: Account | None) -> PostgresBinaries:
     """The programs as installed, or a copy of them in the room, if the account cannot reach them there."""
     if can_reach(account, installed / "postgres"):
         return PostgresBinaries(installed, account)
     return PostgresBinaries(copy_binaries(installed, room / "binaries"), account)
-
-
-def _remove_stale_pid_file(data: Path) -> None:
-    """Remove what a crash left: its process id may be in use again by a stranger, and would stop PostgreSQL.
-
-    We hold the lock ``server``, so that no server of ours lives. One that somebody started by hand answers on the
-    socket or the port that it wrote down; then nothing is removed and PostgreSQL itself refuses to start.
-    """
-    status = read_status(data)
-    if status is not None and status.socket_directory and not is_listening(status.socket_directory, status.port):
-        (data / "postmaster.pid").unlink(missing_ok=True)
-
-
-def is_listening(directory: str, port: int) -> bool:
-    """Whether a server answers on the unix socket in a directory."""
-    import socket
-
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(os.path.join(directory, f".s.PGSQL.{port}"))
-        except OSError:
-            return False
-    return True
-
-
-def _last_lines(log: Path) -> str:
-    from ._binaries import log_tail
-
-    return log_tail(log, 5)
 
 
 def _report(message: Mapping[str, object]) -> None:
@@ -255,7 +206,8 @@ def main(arguments: str) -> None:
         guardian = Guardian(
             Path(given["room"]), Path(given["binaries"]), given["options"], ephemeral=given["ephemeral"]
         )
-        signal.signal(signal.SIGTERM, lambda *_: guardian.leave())
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: guardian.leave())
         guardian.run()
     except PgqError as error:
         _report({"error": str(error), "configuration": isinstance(error, ConfigurationError)})

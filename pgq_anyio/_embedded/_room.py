@@ -25,6 +25,7 @@ an empty one that we were told to use.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -60,8 +61,8 @@ def _base(account: Account | None) -> Path:
         state = Path("/var/lib")
     else:
         home = Path(os.environ.get("HOME") or "/nonexistent")
-        named = os.environ.get("XDG_STATE_HOME") or ""
-        state = Path(named) if os.path.isabs(named) else home / ".local" / "state"
+        named = Path(os.environ.get("XDG_STATE_HOME") or ".")
+        state = named if named.is_absolute() else home / ".local" / "state"
     mode = 0o700 if account is None else 0o711
     for base in (state / "pgq_anyio", temporary_directory(account) / f"pgq_anyio-{os.geteuid()}"):
         try:
@@ -97,7 +98,9 @@ def check_private(path: Path) -> None:
     """
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
-        raise ConfigurationError(f"{str(path)!r} is not a directory, so that the embedded database cannot be kept there")
+        raise ConfigurationError(
+            f"{str(path)!r} is not a directory, so that the embedded database cannot be kept there"
+        )
     if found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise ConfigurationError(
             f"{str(path)!r} belongs to somebody else or can be written by others, "
@@ -113,13 +116,13 @@ def open_room(room: Path, account: Account | None) -> None:
     """
     try:
         room.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_private(room)
-        if not (room / MARK).exists():
+        if not (room / MARK).exists() and room.stat().st_uid == os.geteuid():
             if any(room.iterdir()):
                 raise ConfigurationError(
                     f"{str(room)!r} is not empty and holds no embedded database of pgq_anyio; name an empty directory"
                 )
             close_to_others(room, account)
+        check_private(room)
     except OSError as error:
         raise ConfigurationError(
             f"the directory {str(room)!r} of the embedded database cannot be used: {error.strerror}"
@@ -172,7 +175,7 @@ def make_socket_directory(room: Path, account: Account | None) -> Path:
 def socket_directory(room: Path) -> Path:
     """Where the socket is: the path that clients use."""
     link = room / "socket"
-    return Path(os.readlink(link)) if link.is_symlink() else link
+    return link.readlink() if link.is_symlink() else link
 
 
 def remove_socket_directory(room: Path) -> None:
@@ -181,3 +184,13 @@ def remove_socket_directory(room: Path) -> None:
     shutil.rmtree(socket_directory(room), ignore_errors=True)
     if link.is_symlink():
         link.unlink()
+
+
+def remove_room(room: Path) -> None:
+    """Remove an ephemeral room. The locks go last: who waits for the guardian's end waits for this, too."""
+    remove_socket_directory(room)
+    with contextlib.suppress(OSError):
+        for path in room.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(room, ignore_errors=True)

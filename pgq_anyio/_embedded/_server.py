@@ -23,10 +23,19 @@ from typing import Literal
 
 from .._errors import ConfigurationError, PgqError
 from ._account import find_account
-from ._binaries import STOP_SIGNALS, ServerStartError, clean_environment, log_tail, read_status
-from ._guardian import PORT, READY_TIMEOUT, is_listening, stop_orphan
+from ._binaries import STOP_SIGNALS, clean_environment
+from ._guardian import PORT, READY_TIMEOUT
+from ._leftovers import stop_orphan
 from ._locks import FileLock, is_held
-from ._room import default_directory, make_temporary_room, open_room, remove_socket_directory, socket_directory
+from ._room import (
+    default_directory,
+    make_temporary_room,
+    open_room,
+    remove_room,
+    remove_socket_directory,
+    socket_directory,
+)
+from ._status import ServerStartError, is_listening, log_tail, read_status
 
 #: How long a holder waits for another one that starts or stops the server (in seconds).
 HOLD_TIMEOUT = READY_TIMEOUT + 30.0
@@ -134,8 +143,8 @@ class EmbeddedServer:
             holders.close()
         if room is not None:
             _wait_stopped(room)
-            if self._ephemeral:
-                _remove(room)
+            if self._ephemeral and not is_held(room / "server"):
+                remove_room(room)  # what the guardian did not come to
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast", *, timeout: float = 30) -> None:
         """Restart the server, for all its holders, and wait until it accepts connections again.
@@ -163,7 +172,8 @@ class EmbeddedServer:
             if not (gate.lock(timeout=HOLD_TIMEOUT) and self._holders.lock(shared=True, timeout=HOLD_TIMEOUT)):
                 raise ServerStartError(f"another process keeps {str(room)!r} busy{log_tail(room / 'log')}")
             while is_held(room / "guardian"):
-                if is_listening(str(socket_directory(room)), PORT):
+                status = read_status(room / "data")
+                if status is not None and status.ready and is_listening(str(socket_directory(room)), PORT):
                     return
                 if time.monotonic() >= deadline:
                     raise ServerStartError(f"the server in {str(room)!r} does not answer{log_tail(room / 'log')}")
@@ -186,7 +196,7 @@ class EmbeddedServer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd="/",
-                env=clean_environment(),
+                env={**clean_environment(), **{k: v for k, v in os.environ.items() if k.startswith("PYTHON")}},
                 start_new_session=True,
             )
         with started:
@@ -233,7 +243,8 @@ def _wait_stopped(room: Path) -> None:
             while time.monotonic() < deadline:
                 if not is_held(room / "guardian"):
                     if holders.lock_nowait():
-                        stop_orphan(room)
+                        with FileLock(room / "server", create=False) as alive:
+                            stop_orphan(room, alive)
                         remove_socket_directory(room)
                     return
                 if holders.lock_nowait():  # the guardian has not looked yet
@@ -246,14 +257,6 @@ def _wait_stopped(room: Path) -> None:
         return  # it was ephemeral, and all is gone
     except PgqError:
         return  # leaving never fails: who comes next tries again and says so
-
-
-def _remove(room: Path) -> None:
-    """Remove what is left of an ephemeral room, if the guardian did not come to it."""
-    import shutil
-
-    if room.exists() and not is_held(room / "server"):
-        shutil.rmtree(room, ignore_errors=True)
 
 
 def _read_line(fd: int, timeout: float) -> bytes:
