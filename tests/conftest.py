@@ -1,0 +1,135 @@
+"""Fixtures of the whole suite: the backends, one PostgreSQL server, one schema per test.
+
+- The server is an embedded one that ends with the run. ``PGQ_ANYIO_TEST_DSN`` takes another one, ``--postgres-bin DIR``
+  starts one from the binaries of an installed PostgreSQL (any major version).
+- Each test that asks for ``schema`` has one of its own, so tests need no cleanup and never see each other's rows.
+- Migrations and the dropping of schemas run in a thread of their own: fixtures stay usable from sync and async tests,
+  whatever event loop the test's backend has under way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgq_anyio._embedded import EmbeddedServer
+from tests.servers import installed_server
+
+if TYPE_CHECKING:
+    from pgq_anyio._db import Connection
+
+#: fsync costs time and proves nothing here; synchronous_commit stays on, so that commits keep their order of events.
+SERVER_OPTIONS = {"max_connections": "200", "fsync": "off"}
+PROMISES = range(1, 50)
+
+_numbers = itertools.count(1)
+_proved: set[int] = set()
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run every async test on both backends."""
+    backend: str = request.param
+    return backend
+
+
+@pytest.fixture(scope="session")
+def server_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The DSN of a PostgreSQL server for the whole run."""
+    given = os.environ.get("PGQ_ANYIO_TEST_DSN")
+    bin_dir: Path | None = request.config.getoption("--postgres-bin")
+    if given is not None:
+        yield given
+    elif bin_dir is not None:
+        with installed_server(bin_dir, SERVER_OPTIONS) as dsn:
+            yield dsn
+    else:
+        with EmbeddedServer(ephemeral=True, options=SERVER_OPTIONS) as dsn:
+            yield dsn
+
+
+@pytest.fixture
+def dsn(server_dsn: str) -> str:
+    """The DSN for one test."""
+    return server_dsn
+
+
+@pytest.fixture
+def empty_schema(server_dsn: str) -> Iterator[str]:
+    """A schema name that nothing else uses; what the test creates under it is dropped afterwards."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    yield name
+    # A connection that a test left open would block this for ever; with a limit it names itself.
+    with psycopg.connect(server_dsn, autocommit=True, options="-c lock_timeout=10s") as connection:
+        connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def schema(empty_schema: str, server_dsn: str) -> str:
+    """A migrated schema of the test's own."""
+    from pgq_anyio._db import Connection
+    from pgq_anyio._store.migrations import migrate
+
+    async def prepare() -> None:
+        connection = await Connection.connect(server_dsn)
+        try:
+            await migrate(connection, empty_schema)
+        finally:
+            connection.abort()
+
+    run_in_thread(prepare)
+    return empty_schema
+
+
+@pytest.fixture
+async def conn(anyio_backend: str, server_dsn: str) -> AsyncIterator[Connection]:
+    """An open connection, on the backend of the test."""
+    from pgq_anyio._db import Connection
+
+    connection = await Connection.connect(server_dsn)
+    try:
+        yield connection
+    finally:
+        connection.abort()
+
+
+def run_in_thread(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run an async function to its end beside whatever runs in this thread."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(anyio.run, function).result()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres-bin", type=Path, help="directory of the PostgreSQL binaries to test against")
+    parser.addoption("--promises", action="store_true", help="print the promises that no passed test proves")
+
+
+def pytest_configure() -> None:
+    """Forget the database of whoever runs the tests: only what a test sets may decide where it connects."""
+    for name in list(os.environ):
+        if name == "DATABASE_URL" or (name.startswith("PG") and not name.startswith("PGQ_ANYIO_TEST_")):
+            del os.environ[name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" and report.passed:
+        for marker in item.iter_markers("promise"):
+            _proved.update(marker.args)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--promises"):
+        missing = [str(number) for number in PROMISES if number not in _proved]
+        terminalreporter.write_line(f"promises without a passed test: {' '.join(missing) or 'none'}")
