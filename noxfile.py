@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""All checks, tests and errands of the project.
+
+``python3 noxfile.py`` runs everything that CI runs, and ``python3 noxfile.py -s demo`` the demonstration; ``-l`` lists
+the rest, and what follows ``--`` goes to the tool (``python3 noxfile.py -s tests-3.12 -- tests/db -x``). nox need not
+be installed: run as a script, this file installs it into ``.venv`` and starts it.
+
+- There is one test session for each CPython, and one for each major version of PostgreSQL, that this machine has.
+- Environments are kept in ``.nox`` and used again until ``pyproject.toml`` changes.
+- Installations print what pip prints: a minute of silence looks like a hang.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, ROOT)
+
+if __name__ == "__main__":
+    from tools.bootstrap import main
+
+    sys.exit(main(sys.argv[1:]))
+
+import zipfile
+from pathlib import Path
+
+import nox
+
+from tools.machine import find_postgres, find_pythons
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = find_pythons() or {"%d.%d" % sys.version_info[:2]: sys.executable}
+POSTGRES = find_postgres()
+OLDEST, *OTHERS = PYTHONS
+NEWEST = [OLDEST, *OTHERS][-1]
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"  # makes environments where Debian's ensurepip is missing, too
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = [
+    "lint",
+    "typing",
+    "package",
+    *(f"postgres-{major}" for major in POSTGRES),
+    *(f"tests-{version}" for version in OTHERS),
+    "coverage",  # the tests on the oldest Python
+]
+
+
+def prepare(session: nox.Session, *groups: str, extras: str | None = None) -> None:
+    """Install dependency groups, and the package as it stands, into a session's environment, unless they are there.
+
+    :param groups: names of ``[dependency-groups]``
+    :param extras: extras of the package; ``None`` means that the session does not need the package
+    """
+    wanted = [*nox.project.dependency_groups(PROJECT, *groups)]
+    if extras is not None:
+        wanted += ["--editable", f".[{extras}]" if extras else "."]
+    # The place is part of it: an editable installation points to it, and a copied environment to the original.
+    state = "\n".join([*wanted, ROOT, Path("pyproject.toml").read_text("utf-8")])
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    stamp = Path(session.virtualenv.location) / "prepared"
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    stamp.unlink(missing_ok=True)
+    session.install(*wanted, silent=False)
+    stamp.write_text(digest)
+
+
+def run_tests(session: nox.Session) -> None:
+    """The whole test suite, against the embedded PostgreSQL."""
+    prepare(session, "test", extras="embedded,uvloop")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+def run_tests_on_postgres(session: nox.Session) -> None:
+    """The tests that need a database, against an installed PostgreSQL."""
+    major = int(session.name.rpartition("-")[2])
+    prepare(session, "test", extras="embedded,uvloop")
+    ignored = ("--ignore=tests/values", "--ignore=tests/embedded")
+    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *ignored, *session.posargs)
+
+
+for _version, _python in PYTHONS.items():
+    nox.session(name=f"tests-{_version}", python=_python)(run_tests)
+for _major in POSTGRES:
+    nox.session(name=f"postgres-{_major}", python=PYTHONS[NEWEST])(run_tests_on_postgres)
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def coverage(session: nox.Session) -> None:
+    """The whole test suite on the oldest Python, and how much of the package it runs, child processes included."""
+    prepare(session, "test", extras="embedded,uvloop")
+    session.run("python", "-m", "coverage", "erase")
+    session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *session.posargs)
+    session.run("python", "-m", "coverage", "combine", "--quiet")
+    session.run("python", "-m", "coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format, lint, the rules of structured concurrency, and the layers."""
+    prepare(session, "lint")
+    session.run("python", "-m", "ruff", "format", "--check")
+    session.run("python", "-m", "ruff", "check")
+    # 900 and 91x want a checkpoint in every function, which is not what our loops need.
+    session.run("flake8-async", "--anyio", "--enable=ASYNC", "--disable=ASYNC9", "pgq_anyio")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def typing(session: nox.Session) -> None:
+    """Check types: mypy on everything, pyright on what users see."""
+    prepare(session, "typing", extras="")
+    session.run("python", "-m", "mypy")
+    session.run("python", "-m", "pyright", "--verifytypes", "pgq_anyio", "--ignoreexternal")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the source archive, from it the wheel, and look whether every file of the package is in it."""
+    prepare(session, "package")
+    target = Path(session.create_tmp())
+    for old in target.glob("*.whl"):
+        old.unlink()
+    session.run("python", "-m", "build", "--no-isolation", f"--outdir={target}", ROOT)
+    (wheel,) = target.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    files = {path.as_posix() for path in Path("pgq_anyio").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    if files - packed:
+        session.error(f"not in the wheel: {', '.join(sorted(files - packed))}")
+
+
+@nox.session(default=False)
+def examples(session: nox.Session) -> None:
+    """Run the examples as their readers would; the test suite has them too."""
+    prepare(session, "test", extras="embedded,uvloop")
+    session.run("python", "-m", "pytest", "tests/examples", *session.posargs)
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Show the queue at work on a database of its own. Leaves nothing behind."""
+    prepare(session, extras="embedded,uvloop")
+    # After Ctrl-C the demonstration stops its workers and its server; nox would kill it after half a second.
+    session.run("pgq-anyio", "demo", *session.posargs, interrupt_timeout=30, terminate_timeout=10)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure, beside other queues, on a database of its own."""
+    prepare(session, "bench", extras="embedded,uvloop")
+    session.run("python", "-m", "benchmarks", *session.posargs, interrupt_timeout=30, terminate_timeout=10)
