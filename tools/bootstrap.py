@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
     :param arguments: what nox is called with
     :return: the exit code
     """
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # an account without a home, as in a container
+        os.environ.setdefault("XDG_CACHE_HOME", os.path.join(ROOT, ".nox", "cache"))
     try:
         if not _succeeds(VENV_PYTHON, "-c", _CHECK):
             _install()
