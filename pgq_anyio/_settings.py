@@ -101,7 +101,8 @@ def read_dsn(dsn: str, origin: str) -> str:
             )
         dsn = "postgresql://" + dsn[scheme.end() :]
     try:
-        torn = scheme is not None and _looks_torn(conninfo_to_dict(dsn))
+        parts = conninfo_to_dict(dsn)
+        torn = scheme is not None and _looks_torn(parts)
         reason = "an '@', ':' or '/' stands where none belongs" if torn else ""
     except ProgrammingError as error:
         reason = _reason(error)

@@ -201,6 +201,7 @@ def main(arguments: str) -> None:
     """
     if os.fork() != 0:
         os._exit(0)
+    os.umask(0o077)
     given = json.loads(arguments)
     try:
         guardian = Guardian(

@@ -188,15 +188,16 @@ class EmbeddedServer:
             "ephemeral": self._ephemeral,
         }
         package = Path(__file__).resolve().parent.parent
+        inherited = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "COVERAGE"))}
         command = [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), str(package), json.dumps(arguments)]
-        with (room / "log").open("ab") as log:
+        with os.fdopen(os.open(room / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             started = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd="/",
-                env={**clean_environment(), **{k: v for k, v in os.environ.items() if k.startswith("PYTHON")}},
+                env={**clean_environment(), **inherited},
                 start_new_session=True,
             )
         with started:

@@ -1,0 +1,185 @@
+"""One server for all processes of a project: started by the first, stopped by the last, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgq_anyio._embedded import EmbeddedServer
+from tests.embedded.children import Holder, guardian_of, processes_of, query, started_at, wait_until
+
+
+def test_ephemeral_leaves_nothing() -> None:
+    """After `with`, an ephemeral server has no process and no directory."""
+    server = EmbeddedServer(ephemeral=True)
+    with server as dsn:
+        room = server.directory
+        assert "1" == query(dsn, "select 1")
+        assert processes_of(room)
+    assert not room.exists()
+    wait_until(lambda: not processes_of(room), timeout=2)
+
+
+def test_data_survives(place: Path) -> None:
+    """A server that is not ephemeral keeps its data; stopped, it leaves no process, no socket and no pid file."""
+    room = place / "room"
+    with EmbeddedServer(room) as dsn:
+        with_table(dsn)
+    assert not (room / "socket").exists()
+    assert not (room / "data" / "postmaster.pid").exists()
+    wait_until(lambda: not processes_of(room), timeout=2)
+    with EmbeddedServer(room) as dsn:
+        assert "42" == query(dsn, "select answer from kept")
+
+
+def test_five_start_at_once(place: Path) -> None:
+    """Five processes that come at once share one server, which ends with the last of them."""
+    room = place / "room"
+    with ExitStack() as stack:
+        holders = [stack.enter_context(Holder(room)) for _ in range(5)]
+        dsns = [holder.dsn() for holder in holders]
+        assert 1 == len(set(dsns))
+        before = started_at(dsns[0])
+        for holder in holders[:4]:
+            holder.leave()
+        assert before == started_at(dsns[0])
+        holders[4].leave()
+        wait_until(lambda: not processes_of(room), timeout=2)
+
+
+def test_one_holder_killed(place: Path) -> None:
+    """SIGKILL of the process that started the server does not disturb the other one."""
+    room = place / "room"
+    with Holder(room) as first, Holder(room) as second:
+        dsn = first.dsn()
+        assert dsn == second.dsn()
+        before = started_at(dsn)
+        first.kill()
+        assert before == started_at(dsn)
+        second.leave()
+        wait_until(lambda: not processes_of(room), timeout=2)
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_last_holder_killed(place: Path, ephemeral: bool) -> None:
+    """SIGKILL of the last holder: the server stops in order, and an ephemeral directory is removed."""
+    with Holder(place / "room", ephemeral=ephemeral) as holder:
+        dsn = holder.dsn()
+        room = Path(query(dsn, "show data_directory")).parent
+        holder.kill()
+        wait_until(lambda: not processes_of(room))
+        if ephemeral:
+            assert not room.exists()
+        else:
+            assert not (room / "data" / "postmaster.pid").exists()
+            assert not (room / "socket").exists()
+
+
+def test_guardian_killed_then_left(place: Path) -> None:
+    """With its guardian killed, the server goes on, and the last holder to leave stops it."""
+    room = place / "room"
+    with EmbeddedServer(room) as dsn:
+        before = started_at(dsn)
+        os.kill(guardian_of(room), signal.SIGKILL)
+        assert before == started_at(dsn)
+    assert [] == processes_of(room)
+
+
+def test_guardian_and_holder_killed(place: Path) -> None:
+    """With guardian and holder killed, the next holder stops the server left over and starts its own."""
+    room = place / "room"
+    with Holder(room) as holder:
+        before = started_at(holder.dsn())
+        os.kill(guardian_of(room), signal.SIGKILL)
+        holder.kill()
+    assert processes_of(room)
+    with EmbeddedServer(room) as dsn:
+        assert before != started_at(dsn)
+    wait_until(lambda: not processes_of(room), timeout=2)
+
+
+def test_ephemeral_guardian_killed() -> None:
+    """With its guardian killed, an ephemeral server is stopped and removed by its holder."""
+    server = EmbeddedServer(ephemeral=True)
+    with server:
+        room = server.directory
+        os.kill(guardian_of(room), signal.SIGKILL)
+    assert not room.exists()
+    assert [] == processes_of(room)
+
+
+def test_guardian_terminated(place: Path) -> None:
+    """SIGTERM to the guardian, as at the end of a session, stops the server in order; the next holder starts anew."""
+    room = place / "room"
+    with EmbeddedServer(room):
+        os.kill(guardian_of(room), signal.SIGTERM)
+        wait_until(lambda: not processes_of(room))
+        with EmbeddedServer(room) as dsn:
+            assert "1" == query(dsn, "select 1")
+
+
+def test_come_and_go(place: Path) -> None:
+    """Whoever comes while the last one leaves waits and gets a server that works."""
+    room = place / "room"
+    failures: list[BaseException] = []
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(8):
+                with EmbeddedServer(room) as dsn:
+                    assert "1" == query(dsn, "select 1")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [] == failures
+    wait_until(lambda: not processes_of(room), timeout=2)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restart(place: Path, mode: str) -> None:
+    """A restart, in order or as a crash, gives a new server at the same place with the committed data."""
+    server = EmbeddedServer(place / "room")
+    with server as dsn:
+        with_table(dsn)
+        before = started_at(dsn)
+        server.restart(mode)  # type: ignore[arg-type]
+        assert before != started_at(dsn)
+        assert "42" == query(dsn, "select answer from kept")
+
+
+def test_server_killed(place: Path) -> None:
+    """SIGKILL of the server while it is held: it is started again, though its processes linger for a moment."""
+    room = place / "room"
+    with EmbeddedServer(room) as dsn:
+        before = started_at(dsn)
+        os.kill(int((room / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        with EmbeddedServer(room) as again:
+            assert dsn == again
+            assert before != started_at(again)
+
+
+def test_entered_twice(place: Path) -> None:
+    """One object holds the server once; it can hold it again after it left."""
+    server = EmbeddedServer(place / "room")
+    with server, pytest.raises(RuntimeError, match="entered already"), server:
+        pass
+    with server as dsn:
+        assert "1" == query(dsn, "select 1")
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = server.dsn
+
+
+def with_table(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("create table kept as select 42 as answer")
