@@ -61,6 +61,23 @@ def find_account() -> Account | None:
     )
 
 
+def account_for(room: Path) -> Account | None:
+    """Choose the account for a server whose directory may exist: who owns the data goes on with it.
+
+    Otherwise an account ``postgres`` that was added to the system after the first start would be refused its data.
+
+    :param room: the server's directory
+    """
+    account = find_account()
+    try:
+        owner = (room / "data").stat()
+    except OSError:
+        return account
+    if account is None or owner.st_uid in (0, account.uid):
+        return account
+    return Account(name=str(owner.st_uid), uid=owner.st_uid, gid=owner.st_gid)
+
+
 def identity(account: Account | None) -> Identity:
     """What ``subprocess`` needs to run a child as this account."""
     if account is None:

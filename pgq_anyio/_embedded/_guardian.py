@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .._errors import ConfigurationError, PgqError
-from ._account import Account, can_reach, find_account
+from ._account import Account, can_reach
 from ._binaries import STOP_SIGNALS, PostgresBinaries, copy_binaries
 from ._leftovers import STOP_TIMEOUT, remove_stale_pid_file, stop_orphan
 from ._locks import FileLock
@@ -46,15 +46,24 @@ class Guardian:
     :param room: the server's directory
     :param binaries: the directory of the programs, as installed
     :param options: further server settings
+    :param account: who runs the server, ``None`` if we do
     :param ephemeral: whether the room is removed at the end
     """
 
-    def __init__(self, room: Path, binaries: Path, options: Mapping[str, str], *, ephemeral: bool) -> None:
+    def __init__(
+        self,
+        room: Path,
+        binaries: Path,
+        options: Mapping[str, str],
+        *,
+        account: Account | None,
+        ephemeral: bool,
+    ) -> None:
         self._room = room
         self._installed = binaries
         self._options = options
         self._ephemeral = ephemeral
-        self._account = find_account()
+        self._account = account
         self._data = room / "data"
         self._log = room / "log"
         self._leaving = threading.Event()
@@ -205,12 +214,17 @@ def main(arguments: str) -> None:
     given = json.loads(arguments)
     try:
         guardian = Guardian(
-            Path(given["room"]), Path(given["binaries"]), given["options"], ephemeral=given["ephemeral"]
+            Path(given["room"]),
+            Path(given["binaries"]),
+            given["options"],
+            account=None if given["account"] is None else Account(**given["account"]),
+            ephemeral=given["ephemeral"],
         )
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, lambda *_: guardian.leave())
         guardian.run()
     except PgqError as error:
+        sys.stderr.write(f"guardian: {str(error).splitlines()[0]}\n")  # into the log: the report may find nobody
         _report({"error": str(error), "configuration": isinstance(error, ConfigurationError)})
         sys.exit(1)
     except BaseException as error:

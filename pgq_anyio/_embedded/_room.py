@@ -136,7 +136,7 @@ def open_room(room: Path, account: Account | None) -> None:
 
 
 def make_temporary_room(parent: Path | None, account: Account | None) -> Path:
-    """Create a fresh room with a short path.
+    """Create a fresh directory for a room.
 
     :param parent: where; ``None`` means the temporary directory
     """
@@ -144,9 +144,7 @@ def make_temporary_room(parent: Path | None, account: Account | None) -> Path:
         parent = temporary_directory(account)
     else:
         parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix="pgq-", dir=parent))
-    close_to_others(room, account)
-    return room
+    return Path(tempfile.mkdtemp(prefix="pgq-", dir=parent))
 
 
 def close_to_others(path: Path, account: Account | None) -> None:
@@ -159,9 +157,18 @@ def close_to_others(path: Path, account: Account | None) -> None:
 
 
 def make_socket_directory(room: Path, account: Account | None) -> Path:
-    """Create the directory for the socket, in the room if its path allows for that. What a crash left is removed."""
-    remove_socket_directory(room)
+    """Create the directory for the socket, in the room if its path allows for that.
+
+    One that is there is emptied and used again: whoever holds the server after a crash knows it under that name, and
+    its lock file would stop PostgreSQL if another process had the crashed one's id now.
+    """
     link = room / "socket"
+    there = socket_directory(room)
+    if _is_own(there, account):
+        for path in there.iterdir():
+            path.unlink()
+        return there
+    remove_socket_directory(room)
     if len(os.fsencode(link)) <= LONGEST_SOCKET_DIRECTORY and "," not in str(link):
         made = link
         made.mkdir(mode=0o700)
@@ -170,6 +177,16 @@ def make_socket_directory(room: Path, account: Account | None) -> Path:
         link.symlink_to(made)
     hand_over(made, account)
     return made
+
+
+def _is_own(path: Path, account: Account | None) -> bool:
+    """Whether a directory is still the one that we made: one in the temporary directory may have been replaced."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    owner = os.geteuid() if account is None else account.uid
+    return stat.S_ISDIR(found.st_mode) and (owner, 0o700) == (found.st_uid, stat.S_IMODE(found.st_mode))
 
 
 def socket_directory(room: Path) -> Path:

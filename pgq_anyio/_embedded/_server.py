@@ -21,8 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+import attrs
+
 from .._errors import ConfigurationError, PgqError
-from ._account import find_account
+from ._account import Account, account_for, find_account
 from ._binaries import STOP_SIGNALS, clean_environment
 from ._guardian import PORT, READY_TIMEOUT
 from ._leftovers import stop_orphan
@@ -118,15 +120,15 @@ class EmbeddedServer:
         if self._room is not None:
             raise RuntimeError("this EmbeddedServer is entered already: make another one")
         binaries = find_binaries()
-        account = find_account()
         if self._ephemeral:
-            room = make_temporary_room(self._wanted, account)
+            room = make_temporary_room(self._wanted, find_account())
         else:
-            room = self._wanted or default_directory(account)
-        open_room(room, account)
+            room = self._wanted or default_directory(find_account())
         self._room = room
         try:
-            self._hold(room, binaries)
+            account = account_for(room)
+            open_room(room, account)
+            self._hold(room, binaries, account)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -138,13 +140,14 @@ class EmbeddedServer:
         """Let go of the server. The last holder waits until it has stopped."""
         room, holders = self._room, self._holders
         self._room = self._holders = None
+        if room is None:
+            return
         if holders is not None:
             holders.unlock()
             holders.close()
-        if room is not None:
             _wait_stopped(room)
-            if self._ephemeral and not is_held(room / "server"):
-                remove_room(room)  # what the guardian did not come to
+        if self._ephemeral and not is_held(room / "server"):
+            remove_room(room)  # what the guardian did not come to
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast", *, timeout: float = 30) -> None:
         """Restart the server, for all its holders, and wait until it accepts connections again.
@@ -165,7 +168,7 @@ class EmbeddedServer:
             time.sleep(0.01)
         raise ServerStartError(f"the server was not ready {timeout:g} s after its restart{log_tail(self.log)}")
 
-    def _hold(self, room: Path, binaries: Path) -> None:
+    def _hold(self, room: Path, binaries: Path, account: Account | None) -> None:
         deadline = time.monotonic() + HOLD_TIMEOUT
         with FileLock(room / "gate") as gate:
             self._holders = FileLock(room / "holders")
@@ -178,13 +181,14 @@ class EmbeddedServer:
                 if time.monotonic() >= deadline:
                     raise ServerStartError(f"the server in {str(room)!r} does not answer{log_tail(room / 'log')}")
                 time.sleep(0.02)
-            self._start_guardian(room, binaries)
+            self._start_guardian(room, binaries, account)
 
-    def _start_guardian(self, room: Path, binaries: Path) -> None:
+    def _start_guardian(self, room: Path, binaries: Path, account: Account | None) -> None:
         arguments = {
             "room": str(room),
             "binaries": str(binaries),
             "options": self._options,
+            "account": None if account is None else attrs.asdict(account),
             "ephemeral": self._ephemeral,
         }
         package = Path(__file__).resolve().parent.parent

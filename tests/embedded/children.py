@@ -86,21 +86,24 @@ class Holder:
 
 def processes_of(room: Path) -> list[int]:
     """The processes of the server in a directory and of its guardian."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and (
-                process.cwd() == str(room / "data") or is_guardian(process, room)
-            ):
-                found.append(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+    return matching(lambda process: process.cwd() == str(room / "data") or is_guardian(process, room))
 
 
 def guardian_of(room: Path) -> int:
     """The process id of the guardian."""
-    (found,) = [process.pid for process in map(psutil.Process, processes_of(room)) if is_guardian(process, room)]
+    (found,) = matching(lambda process: is_guardian(process, room))
+    return found
+
+
+def matching(condition: Callable[[psutil.Process], bool]) -> list[int]:
+    """The processes that a condition is true for. Others may end while we look."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and condition(process):
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
     return found
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.embedded.children import matching, wait_until
+
 
 @pytest.fixture
 def place() -> Iterator[Path]:
@@ -16,4 +18,6 @@ def place() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="pgq test ")).resolve()
     directory.chmod(0o711)
     yield directory
+    # A test that failed may have left a guardian at work.
+    wait_until(lambda: not matching(lambda process: directory in Path(process.cwd()).parents))
     shutil.rmtree(directory)

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _room, _server
+from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _account, _room, _server
 from pgq_anyio._embedded._account import find_account, hand_over, identity
 from pgq_anyio._embedded._room import default_directory, temporary_directory
 from pgq_anyio._errors import ConfigurationError
@@ -207,12 +207,28 @@ def test_closed_parent(place: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot get into") as caught, EmbeddedServer(closed / "room"):
         pass
     assert str(closed / "room") in str(caught.value)
+    with pytest.raises(ConfigurationError, match="cannot get into"), EmbeddedServer(closed, ephemeral=True):
+        pass
     assert before == modes(closed / "room")
+    assert ["room"] == [path.name for path in closed.iterdir()]
+
+
+@as_root
+def test_account_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root, who owns the data goes on with it, though an account that is preferred has been added since."""
+    room = place / "room"
+    monkeypatch.setattr(_account, "CANDIDATES", ("nobody",))
+    with EmbeddedServer(room):
+        pass
+    monkeypatch.undo()
+    assert find_account() != _account.account_for(room)
+    with EmbeddedServer(room) as dsn:
+        assert "1" == query(dsn, "select 1")
 
 
 @as_root
 def test_closed_programs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root, programs that the account cannot reach are copied into the room, once, and nothing is opened to it."""
+    """As root, programs that the account cannot reach are copied into the room, once a version; nothing is opened."""
     closed = place / "closed"
     closed.mkdir(mode=0o700)
     installed = _server.find_binaries()
@@ -229,6 +245,10 @@ def test_closed_programs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedServer(room) as dsn:
         assert "1" == query(dsn, "select 1")
         assert copied.st_ino == (room / "binaries").stat().st_ino
+    os.utime(closed / package.name / "pginstall" / "bin" / "postgres", (1, 1))
+    with EmbeddedServer(room) as dsn:
+        assert "1" == query(dsn, "select 1")
+        assert copied.st_ino != (room / "binaries").stat().st_ino
     assert before == modes(closed / package.name)
 
 

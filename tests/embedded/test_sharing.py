@@ -169,6 +169,38 @@ def test_server_killed(place: Path) -> None:
             assert before != started_at(again)
 
 
+@pytest.mark.parametrize("name", ["room", "r" * 120])
+def test_same_place_after_crashes(place: Path, name: str) -> None:
+    """The DSN holds as long as the server is held, through restarts and a lost guardian, on a long path too."""
+    room = place / name
+    server = EmbeddedServer(room)
+    with server as dsn:
+        server.restart("immediate")
+        assert "1" == query(dsn, "select 1")
+        os.kill(guardian_of(room), signal.SIGKILL)
+        with EmbeddedServer(room) as again:
+            assert dsn == again
+            assert "1" == query(dsn, "select 1")
+
+
+def test_fork_does_not_hold(place: Path) -> None:
+    """A forked child that outlives its parent's `with` does not keep the server."""
+    room = place / "room"
+    reading, writing = os.pipe()
+    with EmbeddedServer(room):
+        child = os.fork()
+        if child == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    try:
+        wait_until(lambda: not processes_of(room), timeout=2)
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)
+
+
 def test_entered_twice(place: Path) -> None:
     """One object holds the server once; it can hold it again after it left."""
     server = EmbeddedServer(place / "room")
