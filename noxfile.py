@@ -99,10 +99,11 @@ for _major in POSTGRES:
 def coverage(session: nox.Session) -> None:
     """The whole test suite on the oldest Python, and how much of the package it runs, child processes included."""
     prepare(session, "test", extras="embedded,uvloop")
+    session.env["COVERAGE_FILE"] = str(Path(session.create_tmp()).resolve() / "data")  # with its hundreds of parts
     session.run("python", "-m", "coverage", "erase")
     session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *session.posargs)
     session.run("python", "-m", "coverage", "combine", "--quiet")
-    session.run("python", "-m", "coverage", "report")
+    session.run("python", "-m", "coverage", "report", *(["--fail-under=0"] if session.posargs else []))
 
 
 @nox.session
