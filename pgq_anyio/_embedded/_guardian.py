@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from ._binaries import STOP_SIGNALS, PostgresBinaries, copy_binaries
 from ._leftovers import STOP_TIMEOUT, remove_stale_pid_file, stop_orphan
 from ._locks import FileLock
 from ._room import make_socket_directory, remove_room, remove_socket_directory
-from ._status import ServerStartError, log_tail, wait_ready
+from ._status import ServerStartError, wait_ready
 
 PORT = 5432
 #: How long a server may take to become ready, crash recovery included (in seconds).
@@ -123,40 +122,33 @@ class Guardian:
         return binaries
 
     def _start(self, binaries: PostgresBinaries, alive: FileLock) -> None:
-        """Start the server once. A crash may leave processes of the old one for a moment: it is tried again."""
         options = {"log_line_prefix": "%m [%p] ", "unix_socket_permissions": "0700", **self._options}
         if self._ephemeral:
             options = {"fsync": "off", "full_page_writes": "off", **options}
-        deadline = time.monotonic() + READY_TIMEOUT
-        while True:
-            with self._changing:
-                if self._leaving.is_set():
-                    return
-                directory = make_socket_directory(self._room, self._account)
-                remove_stale_pid_file(self._data)
-                server = self._server = binaries.launch(
-                    self._data,
-                    port=PORT,
-                    socket_directory=directory,
-                    options=options,
-                    log=self._log,
-                    pass_fds=[alive.fileno()],
-                )
-                if self._leaving.is_set():  # a signal came while the server was being made
-                    self.leave()
-            try:
-                wait_ready(server, self._data, log=self._log, timeout=max(1.0, deadline - time.monotonic()))
-            except ServerStartError:
-                binaries.stop(server, "immediate")
-                if self._leaving.is_set():
-                    return
-                if "still in use" not in log_tail(self._log, 5) or time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.1)
-            else:
+        with self._changing:
+            if self._leaving.is_set():
                 return
+            directory = make_socket_directory(self._room, self._account)
+            remove_stale_pid_file(self._data)
+            server = self._server = binaries.launch(
+                self._data,
+                port=PORT,
+                socket_directory=directory,
+                options=options,
+                log=self._log,
+                pass_fds=[alive.fileno()],
+            )
+            if self._leaving.is_set():  # a signal came while the server was being made
+                self.leave()
+        try:
+            wait_ready(server, self._data, log=self._log, timeout=READY_TIMEOUT)
+        except ServerStartError:
+            binaries.stop(server, "immediate")
+            if not self._leaving.is_set():
+                raise
 
     def _supervise(self, binaries: PostgresBinaries, alive: FileLock) -> None:
+        """Start the server again whenever it ends. Processes of one that was killed may stop the first attempts."""
         failed = 0
         while self._server is not None:
             self._server.wait()

@@ -40,6 +40,9 @@ from ._account import Account, can_reach, hand_over
 #: Room left for ``/.s.PGSQL.5432`` in the shortest limit (macOS: 104 bytes with the final zero).
 LONGEST_SOCKET_DIRECTORY = 103 - len("/.s.PGSQL.5432")
 
+#: Where the system keeps state, for root.
+ROOT_STATE = Path("/var/lib")
+
 #: What tells a directory of ours from another one.
 MARK = "gate"
 
@@ -58,7 +61,7 @@ def default_directory(account: Account | None, project: Path | None = None) -> P
 
 def _base(account: Account | None) -> Path:
     if account is not None:
-        state = Path("/var/lib")
+        state = ROOT_STATE
     else:
         home = Path(os.environ.get("HOME") or "/nonexistent")
         named = Path(os.environ.get("XDG_STATE_HOME") or ".")

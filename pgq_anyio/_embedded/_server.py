@@ -83,7 +83,7 @@ class EmbeddedServer:
         refused = sorted(RESERVED.intersection(options or {}))
         if refused:
             raise ConfigurationError(f"the embedded server does not take the option {refused[0]!r}")
-        self._wanted = None if directory is None else Path(directory).absolute()
+        self._wanted = None if directory is None else Path(directory).resolve()
         self._ephemeral = ephemeral
         self._options = dict(options or {})
         self._room: Path | None = None

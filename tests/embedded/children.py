@@ -86,13 +86,17 @@ class Holder:
 
 def processes_of(room: Path) -> list[int]:
     """The processes of the server in a directory and of its guardian."""
-    return matching(lambda process: process.cwd() == str(room / "data") or is_guardian(process, room))
+    return matching(lambda process: belongs_to(process, room))
 
 
 def guardian_of(room: Path) -> int:
     """The process id of the guardian."""
     (found,) = matching(lambda process: is_guardian(process, room))
     return found
+
+
+def belongs_to(process: psutil.Process, room: Path) -> bool:
+    return process.cwd() == str(room / "data") or is_guardian(process, room)
 
 
 def matching(condition: Callable[[psutil.Process], bool]) -> list[int]:

@@ -10,7 +10,9 @@ import psycopg
 import pytest
 
 from pgq_anyio._embedded import PostgresBinaries, ServerStartError
+from pgq_anyio._embedded._account import hand_over
 from pgq_anyio._embedded._server import find_binaries
+from pgq_anyio._embedded._status import is_listening
 from tests.embedded.children import query
 
 INSTALLED = [None, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
@@ -42,6 +44,20 @@ def test_life(place: Path, directory: Path | None) -> None:
     binaries.stop(server)
     assert 0 == server.returncode
     assert "database system is shut down" in (place / "log").read_text()
+
+
+def test_socket_directory(place: Path) -> None:
+    """A socket directory may have a comma, a quote and spaces at its ends."""
+    binaries = PostgresBinaries(find_binaries())
+    binaries.initdb(place / "data", sync=False)
+    sockets = place / ' a, "b" '
+    sockets.mkdir()
+    hand_over(sockets, binaries.account)
+    server = binaries.start(place / "data", socket_directory=sockets, log=place / "log")
+    try:
+        assert is_listening(str(sockets), 5432)
+    finally:
+        binaries.stop(server)
 
 
 def test_no_data(place: Path) -> None:

@@ -10,14 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _account, _room, _server
 from pgq_anyio._embedded._account import find_account, hand_over, identity
 from pgq_anyio._embedded._room import default_directory, temporary_directory
 from pgq_anyio._errors import ConfigurationError
-from tests.embedded.children import Holder, modes, processes_of, query, wait_until
+from tests.embedded.children import Holder, belongs_to, matching, modes, processes_of, query, wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has another account run the server")
 
@@ -42,9 +41,8 @@ def test_network(place: Path) -> None:
         dsn = holder.dsn()
         assert "" == query(dsn, "show listen_addresses")
         assert "5432" == query(dsn, "show port")
-        processes = [psutil.Process(pid) for pid in processes_of(room)]
-        assert len(processes) > 3
-        assert [] == [connection for process in processes for connection in process.net_connections("inet")]
+        assert len(processes_of(room)) > 3
+        assert [] == matching(lambda process: belongs_to(process, room) and process.net_connections("inet") != [])
         holder.leave()
 
 
@@ -267,6 +265,34 @@ def test_default_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert place / "pgq_anyio" == default_directory(account).parent
 
 
+def test_no_state_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no state can be kept, the temporary directory is used, unless somebody else was there first."""
+    (place / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(place / "file"))
+    monkeypatch.setattr(_room, "ROOT_STATE", place / "file")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    account = find_account()
+    base = default_directory(account).parent
+    assert place / f"pgq_anyio-{os.geteuid()}" == base
+    assert stat.S_IMODE(base.stat().st_mode) in ((0o711,) if account else (0o700,))
+    base.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="written by others"):
+        default_directory(account)
+    base.rmdir()
+    (place / "theirs").mkdir(mode=0o711)
+    base.symlink_to(place / "theirs")
+    with pytest.raises(ConfigurationError, match="not a directory"):
+        default_directory(account)
+
+
+def test_link(place: Path) -> None:
+    """A directory named by a link is one server with the directory itself."""
+    (place / "disk").mkdir()
+    (place / "link").symlink_to(place / "disk")
+    with EmbeddedServer(place / "disk") as one, EmbeddedServer(place / "link") as other:
+        assert one == other
+
+
 def test_long_temporary_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A temporary directory too long for a socket is not used for one."""
     long = place / ("t" * 120)
@@ -311,7 +337,8 @@ def test_another_user(place: Path) -> None:
     }
     with Holder(home / "room", **arguments) as holder:
         assert "1" == query(holder.dsn(), "select 1")
-        assert {65534} == {psutil.Process(pid).uids().real for pid in processes_of(home / "room")}
+        assert processes_of(home / "room")
+        assert [] == matching(lambda process: belongs_to(process, home / "room") and process.uids().real != 65534)
         holder.leave()
     wait_until(lambda: not processes_of(home / "room"), timeout=2)
     with Holder(None, **arguments) as holder:

@@ -169,6 +169,22 @@ def test_server_killed(place: Path) -> None:
             assert before != started_at(again)
 
 
+def test_failed_restart(place: Path) -> None:
+    """A server that does not come up again is tried again, and comes back when what stopped it has been mended."""
+    server = EmbeddedServer(place / "room")
+    with server as dsn:
+        before = started_at(dsn)
+        settings = server.directory / "data" / "postgresql.conf"
+        good = settings.read_text()
+        settings.write_text(good + "\nshared_buffers = 'much'\n")
+        os.kill(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
+        wait_until(lambda: "invalid value" in server.log.read_text())
+        settings.write_text(good)
+        with EmbeddedServer(server.directory) as again:
+            assert dsn == again
+            assert before != started_at(again)
+
+
 @pytest.mark.parametrize("name", ["room", "r" * 120])
 def test_same_place_after_crashes(place: Path, name: str) -> None:
     """The DSN holds as long as the server is held, through restarts and a lost guardian, on a long path too."""
