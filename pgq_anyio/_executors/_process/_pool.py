@@ -1,0 +1,163 @@
+"""The warm children of a worker.
+
+Children are started when they are first needed and stay until the pool closes; the one that worked last is asked first,
+so that the others' memory can be swapped out. The pool has no task of its own: a child is always owned by the call that
+uses it, or idle.
+
+A supervisor that signals the whole control group (systemd's default ``KillMode``) ends the children together with the
+worker's first SIGTERM, and their handlers with them: use ``KillMode=mixed``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ..._errors import ConfigurationError
+from ._child import is_child
+from ._errors import ProcessDied
+from ._handle import ChildGone, ChildProcess
+from ._importable import MAIN_ALIAS, main_origin
+from ._wire import MainUnpickler, pack_request, unpack_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any, Self
+
+
+class ProcessPool:
+    """Calls functions in child processes that are used again and again.
+
+    Used as an async context manager. Leaving it closes the children: they are idle by then, if the calls were made
+    inside.
+
+    :param max_workers: how many children there are at most; further calls wait. Defaults to the number of processors
+        this process may use.
+    :param backend: AnyIO backend that runs async functions in the children. Defaults to asyncio.
+    """
+
+    def __init__(self, max_workers: int | None = None, *, backend: str = "asyncio") -> None:
+        if max_workers is None:
+            max_workers = _usable_processors()
+        if type(max_workers) is not int or max_workers < 1:
+            raise ConfigurationError(f"max_workers must be a positive int, not {max_workers!r}")
+        self._max_workers = max_workers
+        self._backend = backend
+        self._idle: list[ChildProcess] = []
+        self._working: set[ChildProcess] = set()
+        self._slots: anyio.Semaphore | None = None
+        self._opened_by = 0
+
+    async def __aenter__(self) -> Self:
+        if is_child():
+            raise RuntimeError(
+                "a process of a pool cannot open a pool: put the part of the program that starts the worker "
+                'under `if __name__ == "__main__":`'
+            )
+        if self._slots is not None:
+            raise RuntimeError("this process pool is open already")
+        self._slots = anyio.Semaphore(self._max_workers, fast_acquire=True)
+        self._opened_by = os.getpid()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        self._slots = None
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as group:
+                for child in self._idle:
+                    group.start_soon(child.leave, name=f"leave process {child.pid}")
+        self._idle.clear()
+        # Calls made from outside of this block end as ProcessDied, and clean up themselves.
+        for child in self._working:
+            child.kill()
+
+    async def run(
+        self,
+        target: str,
+        arguments: tuple[object, ...] = (),
+        *,
+        cancel_grace: float = 5.0,
+        on_overdue: Callable[[], None] | None = None,
+    ) -> object:
+        """
+        Call a function in a child process.
+
+        If the surrounding scope is cancelled, the child and everything it has started gets SIGTERM, and SIGKILL after
+        ``cancel_grace``; the cancellation goes on when the child has ended. Programs that moved to a session of their
+        own are not followed.
+
+        :param target: what :func:`check_importable` returned for the function, sync or async
+        :param arguments: positional arguments. They have to be picklable, and so has the result.
+        :param cancel_grace: time between SIGTERM and SIGKILL (in seconds). Defaults to 5.
+        :param on_overdue: called if the child still runs after ``cancel_grace``, just before SIGKILL
+        :return: what the function returned
+        :raises ProcessDied: if the child ended before the function did
+        :raises RemoteError: if the function raised something that cannot be raised here
+        :raises TypeError: if arguments or result cannot be pickled
+        :raises RuntimeError: if the pool is not open, or was opened before a fork
+
+        Everything else that the function raises is raised here too, with the traceback of the child as its cause.
+        """
+        if self._slots is None:
+            raise RuntimeError("this process pool is not open")
+        if os.getpid() != self._opened_by:
+            raise RuntimeError(f"this process pool was opened by process {self._opened_by}; a fork of it cannot use it")
+        request = pack_request(target, arguments)
+        async with self._slots:
+            kind, body = await self._ask(target, request, cancel_grace, on_overdue)
+        return unpack_reply(target, kind, body, _load)
+
+    async def _ask(
+        self, target: str, request: bytes, cancel_grace: float, on_overdue: Callable[[], None] | None
+    ) -> tuple[int, bytes]:
+        while True:
+            warm = bool(self._idle)
+            child = self._idle.pop() if warm else await ChildProcess.start(self._backend)
+            self._working.add(child)
+            try:
+                reply = await child.ask(request)
+            except ChildGone:
+                returncode = await child.bury()
+                # A child that died while it was idle has not seen the request, so nobody's handler ran.
+                if warm and not child.started:
+                    continue
+                raise ProcessDied(target, returncode, started=child.started) from None
+            except BaseException:
+                if child.busy:
+                    await child.end(cancel_grace, on_overdue)
+                raise
+            finally:
+                self._working.discard(child)
+                if not child.busy:
+                    await self._give_back(child)
+            return reply
+
+    async def _give_back(self, child: ChildProcess) -> None:
+        if self._slots is None:
+            # The pool was closed meanwhile.
+            await child.end(0.0)
+        else:
+            self._idle.append(child)
+
+
+def _load(data: bytes) -> Any:
+    return MainUnpickler(data, _find_module).load()
+
+
+def _find_module(module: str) -> str:
+    """Say how a module of the child is called here: its copy of this program is ``__main__``."""
+    if module == MAIN_ALIAS or (module == main_origin() and module not in sys.modules):
+        return "__main__"
+    return module
+
+
+def _usable_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
