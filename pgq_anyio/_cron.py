@@ -1,4 +1,4 @@
-"""Cron expressions as values: when does a schedule fire next?
+"""Cron expressions as values that tell when a schedule fires next.
 
 croniter reads the expressions and finds the next match on a plain calendar; the step from the wall clock to real time
 is ours, because croniter 7.0 gets parts of it wrong. Tried on the changes of summer time of Berlin, New York,

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pgq_anyio._cron import CronSchedule
 from pgq_anyio._errors import ConfigurationError
 
-UTC = UTC
 MINUTE = timedelta(minutes=1)
 
 
