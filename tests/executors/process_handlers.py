@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import anyio.lowlevel
 import sniffio
 
 PYTHON_CHILD = """
@@ -65,6 +66,7 @@ def pid() -> int:
 
 
 async def backend_name(value: object) -> tuple[str, object]:
+    await anyio.lowlevel.checkpoint()
     return sniffio.current_async_library(), value
 
 

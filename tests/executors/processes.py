@@ -17,16 +17,16 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-async def wait_until(fact: Callable[[], bool], timeout: float = 20) -> None:
+async def wait_until(fact: Callable[[], bool], patience: float = 20) -> None:
     """Wait for something that no event tells of."""
-    with anyio.fail_after(timeout):
+    with anyio.fail_after(patience):
         while not fact():  # noqa: ASYNC110
             await anyio.sleep(0.005)
 
 
-async def wait_for_pid(path: Path, timeout: float = 20) -> int:
+async def wait_for_pid(path: Path, patience: float = 20) -> int:
     """Wait for the file in which a process tells its id."""
-    await wait_until(path.exists, timeout)
+    await wait_until(path.exists, patience)
     return int(path.read_text())  # noqa: ASYNC240
 
 

@@ -62,9 +62,8 @@ async def test_exceptions_come_back_as_themselves(pool: ProcessPool) -> None:
 
 async def test_groups_keep_their_leaves(pool: ProcessPool) -> None:
     """An exception group comes back with its leaves."""
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.RaisesGroup(process_handlers.PlainError, ValueError):
         await pool.run(H + "fail", ("group",))
-    assert [process_handlers.PlainError, ValueError] == [type(leaf) for leaf in caught.value.exceptions]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ async def test_forks_of_handlers_stay_out(pool: ProcessPool) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, True, 1.5, "2"])
-async def test_bad_number_of_workers(number: object) -> None:
+def test_bad_number_of_workers(number: object) -> None:
     """A number of workers that makes no sense is refused."""
     with pytest.raises(ConfigurationError, match="max_workers"):
         ProcessPool(number)  # type: ignore[arg-type]

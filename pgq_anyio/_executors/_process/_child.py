@@ -130,12 +130,12 @@ class Child:
                 result = anyio.run(_wait_for, result, backend=self._setup.backend)
             self._leave_if_forked(0)
             return pack_result(target, result)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the job's failure
+        except BaseException as error:  # noqa: ASYNC103, BLE001 - sync code: whatever it is, it is the job's
             self._leave_if_forked(error.code if isinstance(error, SystemExit) else 1)
             # The first frame is this one.
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 error.__traceback__ = error.__traceback__.tb_next
-            return pack_error(error)
+            return pack_error(error)  # noqa: ASYNC104
 
     def _leave_if_forked(self, code: object) -> None:
         if os.getpid() != self._pid:

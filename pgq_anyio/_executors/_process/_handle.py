@@ -144,7 +144,7 @@ class ChildProcess:
             finally:
                 if patience.cancelled_caught:
                     self._signal_group(signal.SIGKILL)
-                await self._reap()
+                await self._reap()  # noqa: ASYNC102 - shielded; no deadline, see above
 
     async def bury(self) -> int:
         """

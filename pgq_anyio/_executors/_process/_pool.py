@@ -123,19 +123,19 @@ class ProcessPool:
             try:
                 reply = await child.ask(request)
             except ChildGone:
-                returncode = await child.bury()
+                returncode = await child.bury()  # noqa: ASYNC120 - shielded inside
                 # A child that died while it was idle has not seen the request, so nobody's handler ran.
                 if warm and not child.started:
                     continue
                 raise ProcessDied(target, returncode, started=child.started) from None
             except BaseException:
                 if child.busy:
-                    await child.end(cancel_grace, on_overdue)
+                    await child.end(cancel_grace, on_overdue)  # noqa: ASYNC102 - shielded inside
                 raise
             finally:
                 self._working.discard(child)
                 if not child.busy:
-                    await self._give_back(child)
+                    await self._give_back(child)  # noqa: ASYNC102 - shielded inside
             return reply
 
     async def _give_back(self, child: ChildProcess) -> None:
