@@ -35,6 +35,8 @@ from ._status import ServerStartError, wait_ready
 PORT = 5432
 #: How long a server may take to become ready, crash recovery included (in seconds).
 READY_TIMEOUT = 60.0
+#: How long to wait for those who only look whether there is a guardian (in seconds).
+OWN_TIMEOUT = 5.0
 #: How often a server that ends by itself is started again before it is given up.
 MAX_FAILED_STARTS = 5
 
@@ -74,10 +76,10 @@ class Guardian:
         own = FileLock(self._room / "guardian")
         alive = FileLock(self._room / "server")
         holders = FileLock(self._room / "holders")
-        try:
-            if not own.lock(timeout=5):
-                raise ServerStartError(f"another process guards the server in {str(self._room)!r}")
-            stop_orphan(self._room, alive)
+        if not own.lock(timeout=OWN_TIMEOUT):
+            raise ServerStartError(f"another process guards the server in {str(self._room)!r}")
+        stop_orphan(self._room, alive)
+        try:  # from here on what is in the room is ours to remove
             binaries = self._prepare()
             self._start(binaries, alive)
             if self._leaving.is_set():

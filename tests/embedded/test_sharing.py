@@ -11,7 +11,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pgq_anyio._embedded import EmbeddedServer
+from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _guardian
+from pgq_anyio._embedded._account import find_account
+from pgq_anyio._embedded._server import find_binaries
 from tests.embedded.children import Holder, guardian_of, processes_of, query, started_at, wait_until
 
 
@@ -167,6 +169,18 @@ def test_server_killed(place: Path) -> None:
         with EmbeddedServer(room) as again:
             assert dsn == again
             assert before != started_at(again)
+
+
+def test_second_guardian(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second guardian gives up and touches nothing of the first one's."""
+    server = EmbeddedServer(place, ephemeral=True)
+    monkeypatch.setattr(_guardian, "OWN_TIMEOUT", 0.1)
+    with server as dsn:
+        before = started_at(dsn)
+        second = _guardian.Guardian(server.directory, find_binaries(), {}, account=find_account(), ephemeral=True)
+        with pytest.raises(ServerStartError, match="another process guards"):
+            second.run()
+        assert before == started_at(dsn)
 
 
 def test_failed_restart(place: Path) -> None:
