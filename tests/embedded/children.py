@@ -95,6 +95,11 @@ def guardian_of(room: Path) -> int:
     return found
 
 
+def postmaster_of(room: Path) -> int:
+    """The process id of the server."""
+    return int((room / "data" / "postmaster.pid").read_text().split()[0])
+
+
 def belongs_to(process: psutil.Process, room: Path) -> bool:
     return process.cwd() == str(room / "data") or is_guardian(process, room)
 

@@ -8,13 +8,14 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
 from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _guardian
 from pgq_anyio._embedded._account import find_account
 from pgq_anyio._embedded._server import find_binaries
-from tests.embedded.children import Holder, guardian_of, processes_of, query, started_at, wait_until
+from tests.embedded.children import Holder, guardian_of, postmaster_of, processes_of, query, started_at, wait_until
 
 
 def test_ephemeral_leaves_nothing() -> None:
@@ -165,7 +166,9 @@ def test_server_killed(place: Path) -> None:
     room = place / "room"
     with EmbeddedServer(room) as dsn:
         before = started_at(dsn)
-        os.kill(int((room / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        postmaster = postmaster_of(room)
+        os.kill(postmaster, signal.SIGKILL)
+        wait_until(lambda: not psutil.pid_exists(postmaster))
         with EmbeddedServer(room) as again:
             assert dsn == again
             assert before != started_at(again)
@@ -191,7 +194,7 @@ def test_failed_restart(place: Path) -> None:
         settings = server.directory / "data" / "postgresql.conf"
         good = settings.read_text()
         settings.write_text(good + "\nshared_buffers = 'much'\n")
-        os.kill(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
+        os.kill(postmaster_of(server.directory), signal.SIGINT)
         wait_until(lambda: "invalid value" in server.log.read_text())
         settings.write_text(good)
         with EmbeddedServer(server.directory) as again:
