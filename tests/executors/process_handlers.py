@@ -177,8 +177,8 @@ def return_on_term(path: str) -> None:
         raise StopHandlerError
 
     signal.signal(signal.SIGTERM, stop)
-    tell(path)
     with contextlib.suppress(StopHandlerError):
+        tell(path)
         stay()
     Path(path + ".tidied").touch()
 

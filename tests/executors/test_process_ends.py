@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,12 @@ pytestmark = pytest.mark.anyio
 
 H = "tests.executors.process_handlers:"
 ROOT = Path(__file__).parents[2]
+# It leaves the child more descriptors than the others do.
+UVLOOP = pytest.param(
+    ("asyncio", {"use_uvloop": True}),
+    id="uvloop",
+    marks=pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed"),
+)
 
 
 @pytest.fixture
@@ -183,10 +190,13 @@ async def test_death_of_a_handler_ends_what_it_started(pool: ProcessPool, tmp_pa
     await wait_until(lambda: is_gone(program))
 
 
-async def test_death_is_seen_though_a_fork_lives(pool: ProcessPool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio", UVLOOP])
+async def test_death_is_seen_though_a_fork_lives(tmp_path: Path) -> None:
     """A fork that inherits every descriptor does not hide that the child has died."""
-    with anyio.fail_after(20), pytest.raises(ProcessDied, match="exit code 9"):
-        await pool.run(H + "fork_and_die", (str(tmp_path / "pid"),))
+    with anyio.fail_after(20):
+        async with ProcessPool(1) as pool:
+            with pytest.raises(ProcessDied, match="exit code 9"):
+                await pool.run(H + "fork_and_die", (str(tmp_path / "pid"),))
     fork = await wait_for_pid(tmp_path / "pid")
     await wait_until(lambda: is_gone(fork))
 

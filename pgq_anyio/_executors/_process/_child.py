@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -67,6 +68,7 @@ def main(stdout: int, parent: int) -> None:
     _serving = True
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     _set_signals()
+    _close_copies()
     requests = os.fdopen(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, FIRST_PRIVATE), "rb")
     replies = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, FIRST_PRIVATE)
     _replace_streams(stdout)
@@ -176,6 +178,15 @@ def _set_signals() -> None:
 
 def _drop(number: int, frame: FrameType | None) -> None:
     """Do nothing: the parent decides."""
+
+
+def _close_copies() -> None:
+    """Close other descriptors of the protocol's streams: uvloop leaves some, and programs and forks would hold them."""
+    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        # The one that lists the directory is closed already.
+        with suppress(OSError):
+            if descriptor >= FIRST_PRIVATE and any(os.path.sameopenfile(descriptor, stream) for stream in (0, 1)):
+                os.close(descriptor)
 
 
 def _replace_streams(stdout: int) -> None:
