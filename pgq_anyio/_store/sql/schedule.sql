@@ -1,0 +1,111 @@
+-- name: register_schedules
+-- A new schedule starts from now; one whose time zone has changed too, or an occurrence of the new zone that lies in the
+-- past would count as missed. Rows are written in the order of the key: many workers start at once.
+with known as (
+    insert into {schema}.schedule as s (name, expression, timezone)
+    select u.name, u.expression, u.timezone
+    from unnest(%(names)s::text[], %(expressions)s::text[], %(timezones)s::text[]) as u (name, expression, timezone)
+    order by u.name, u.expression
+    on conflict (name, expression) do update
+        set timezone = excluded.timezone, last_due_at = greatest(s.last_due_at, clock_timestamp())
+        where s.timezone <> excluded.timezone
+    returning 1
+)
+select count(*) from known
+
+-- name: read_schedules
+-- What the rows say that this worker has code for, and what time the database has.
+select extract(epoch from clock_timestamp())::double precision, s.name, s.expression, s.last_due_at, s.given_back_due_at,
+    s.worker_id, s.claim_no, s.paused, s.last_finished_at
+from (select 1) one left join (
+    {schema}.schedule s
+    join unnest(%(names)s::text[], %(expressions)s::text[]) as u (name, expression)
+        on s.name = u.name and s.expression = u.expression
+) on true
+
+-- name: fire_schedules
+-- Take occurrences: compare-and-set on what the worker knows of the row (last_due_at, given_back_due_at), so that each is
+-- run once in the fleet. Rows are locked first, in the order of the key, and read as the lock finds them: the answer holds
+-- the present state of every row that was asked for, so that who comes too late learns what happened.
+-- "taken" is the time by which occurrences are judged, read before the locks: an occurrence that was refused as too early
+-- is later than the clock of the answer.
+with taken as materialized (
+    select clock_timestamp() as at
+), wanted as materialized (
+    select * from unnest(
+        %(names)s::text[], %(expressions)s::text[], %(last_due_ats)s::timestamptz[], %(given_back_due_ats)s::timestamptz[],
+        %(due_ats)s::timestamptz[]
+    ) as w (name, expression, last_due_at, given_back_due_at, due_at)
+), locked as materialized (
+    select s.name, s.expression, s.last_due_at, s.given_back_due_at, s.worker_id, s.claim_no, s.paused, s.last_finished_at
+    from {schema}.schedule s join wanted w on s.name = w.name and s.expression = w.expression
+    order by s.name, s.expression for update of s
+), ours as materialized (
+    select l.name, l.expression, w.due_at, w.given_back_due_at is not null as again
+    from locked l join wanted w on w.name = l.name and w.expression = l.expression
+    where l.worker_id is null and not l.paused
+        and l.last_due_at = w.last_due_at and l.given_back_due_at is not distinct from w.given_back_due_at
+        and w.due_at <= (select at from taken)
+        and exists (
+            select from {schema}.worker k where k.worker_id = %(worker_id)s::bigint and k.left_at is null
+        )
+), fired as (
+    update {schema}.schedule s set
+        worker_id = %(worker_id)s::bigint, claim_no = %(claim_no)s::bigint, due_at = o.due_at, started_at = clock_timestamp(),
+        last_due_at = greatest(s.last_due_at, o.due_at), given_back_due_at = null
+    from ours o where s.name = o.name and s.expression = o.expression
+    returning s.name, s.expression, s.last_due_at, s.worker_id, s.claim_no
+)
+select (select extract(epoch from at)::double precision from taken), l.name, l.expression,
+    coalesce(f.last_due_at, l.last_due_at), case when f.name is null then l.given_back_due_at end,
+    coalesce(f.worker_id, l.worker_id), coalesce(f.claim_no, l.claim_no), l.paused, l.last_finished_at, f.name is not null
+from (select 1) one left join (
+    locked l left join fired f on f.name = l.name and f.expression = l.expression
+) on true
+
+-- name: release_schedules
+-- The end of runs, fenced by (name, expression, worker_id, claim_no). An interrupted one is given back: its occurrence is
+-- remembered, whatever came after it. Others are told only if they may have something to run: an occurrence that was given
+-- back, or one that passed while a worker ran that does not start anything any more.
+with ended as materialized (
+    select * from unnest(
+        %(names)s::text[], %(expressions)s::text[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[], %(statuses)s::text[],
+        %(error_types)s::text[], %(error_messages)s::text[], %(error_tracebacks)s::text[]
+    ) as e (name, expression, worker_id, claim_no, status, error_type, error_message, error_traceback)
+), locked as materialized (
+    select s.name, s.expression
+    from {schema}.schedule s join ended e on s.name = e.name and s.expression = e.expression
+    order by s.name, s.expression for update of s
+), released as (
+    update {schema}.schedule s set
+        worker_id = null, claim_no = null,
+        given_back_due_at = case when e.status = 'given_back' then s.due_at else s.given_back_due_at end,
+        last_status = e.status, last_finished_at = clock_timestamp(), last_error_type = e.error_type,
+        last_error_message = e.error_message, last_error_traceback = e.error_traceback
+    from ended e join locked l on l.name = e.name and l.expression = e.expression
+    where s.name = e.name and s.expression = e.expression and s.worker_id = e.worker_id and s.claim_no = e.claim_no
+    returning s.name, s.expression, e.claim_no, e.status
+), woken as (
+    select pg_notify({channel}, 'schedule')
+    where exists (select from released where status = 'given_back')
+        or (%(leaving)s::boolean and exists (select from released))
+)
+select name, expression, claim_no, (select count(*) from woken) from released
+
+-- name: set_paused
+-- What comes due while a schedule is paused is passed over, not missed. Without an expression: all of the name.
+with chosen as materialized (
+    select s.name, s.expression from {schema}.schedule s
+    where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
+        and s.paused <> %(paused)s::boolean
+    order by s.name, s.expression for update
+), changed as (
+    update {schema}.schedule s set
+        paused = %(paused)s::boolean,
+        last_due_at = case when %(paused)s::boolean then s.last_due_at else greatest(s.last_due_at, clock_timestamp()) end
+    from chosen c where s.name = c.name and s.expression = c.expression
+    returning s.name
+), woken as (
+    select pg_notify({channel}, 'schedule') where exists (select from changed)
+)
+select (select count(*) from changed), (select count(*) from woken)
