@@ -1,0 +1,80 @@
+"""Opening a connection: host names, several hosts, time limits.
+
+- Host names are resolved in threads of their own: a reconnect must not wait behind the application's threads. A look-up
+  that takes too long is left behind, since nothing can interrupt it; it holds nothing.
+- ``connect_timeout`` bounds the look-up and then each host, as in libpq.
+- libpq sees one host at a time. ``prefer-standby`` would then take the first host whatever it is, so it is done in two
+  rounds here: every host as a standby, then every host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import anyio
+from anyio.lowlevel import RunVar
+from psycopg import errors, generators
+from psycopg.abc import ConnDict, ConnParam
+from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo, timeout_from_conninfo
+from psycopg.pq.abc import PGconn
+
+from ._waiting import drive_connecting
+
+#: Threads that may look up host names at the same time.
+LOOKUPS = 8
+
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("pgq_anyio_lookups")
+
+
+async def open_pgconn(conninfo: str, options: Mapping[str, ConnParam]) -> PGconn:
+    """Connect to the first host that answers.
+
+    :param conninfo: a DSN in either of libpq's forms
+    :param options: parameters that replace those of the DSN
+    :raises psycopg.OperationalError: if no host can be connected to; the message names the reason of each
+    """
+    params = conninfo_to_dict(conninfo, **options)
+    timeout = timeout_from_conninfo(params)
+    failures: list[tuple[str, errors.Error]] = []
+    for attempt in await _attempts(params, timeout):
+        place = f"{attempt.get('host') or attempt.get('hostaddr') or 'default host'}"
+        try:
+            with anyio.move_on_after(timeout):
+                return await drive_connecting(generators.connect(make_conninfo("", **attempt)))
+            failures.append((place, errors.ConnectionTimeout(f"no answer within {timeout} s")))
+        except errors.Error as error:
+            failures.append((place, error))
+    raise _summary(failures)
+
+
+async def _attempts(params: ConnDict, timeout: float) -> list[ConnDict]:
+    with anyio.move_on_after(timeout):
+        attempts = await anyio.to_thread.run_sync(
+            conninfo_attempts, params, abandon_on_cancel=True, limiter=lookup_limiter()
+        )
+        if params.get("target_session_attrs") == "prefer-standby" and len(attempts) > 1:
+            attempts = [{**a, "target_session_attrs": role} for role in ("standby", "any") for a in attempts]
+        return attempts
+    raise errors.ConnectionTimeout(f"host names could not be resolved within {timeout} s")
+
+
+def _summary(failures: list[tuple[str, errors.Error]]) -> errors.Error:
+    """One error for all hosts: of the kind of the last one, with every message once."""
+    if not failures:
+        return errors.OperationalError("the DSN names no host that can be tried")
+    last = failures[-1][1]
+    messages = dict.fromkeys(f"{place}: {error}" for place, error in failures)
+    if len(messages) == 1:
+        return last.with_traceback(None)
+    text = "; ".join(messages)
+    return type(last)(f"none of the hosts can be connected to: {text}", pgconn=last.pgconn)
+
+
+def lookup_limiter() -> anyio.CapacityLimiter:
+    """The limiter of our own threads, one per event loop."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(LOOKUPS)
+        _limiter.set(limiter)
+        return limiter

@@ -1,0 +1,67 @@
+"""Cursors, whose COPY ends correctly inside a cancelled scope."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from psycopg import AsyncCopy, AsyncCursor, errors
+from psycopg.abc import Params, Query
+from psycopg.copy import AsyncWriter
+
+from . import _private
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+class Copy(AsyncCopy):
+    """A COPY under way. After an error, and when cancelled, nothing of a COPY FROM is kept."""
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        if exc_val is None:
+            await super().__aexit__(exc_type, exc_val, exc_tb)
+            return
+        conn = cast("Connection", self.connection)
+        with conn.cleanup():
+            await super().__aexit__(exc_type, exc_val, exc_tb)
+        if not conn.closed and _private.is_busy(conn.pgconn):
+            conn.abort()
+
+
+class Cursor(AsyncCursor[tuple[Any, ...]]):
+    """psycopg's cursor. ``stream()`` is refused: use a server-side cursor."""
+
+    @asynccontextmanager
+    async def copy(
+        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
+    ) -> AsyncIterator[Copy]:
+        """Start a COPY and give the object to read or write rows with.
+
+        :param statement: the COPY statement
+        :param params: its parameters
+        :param writer: where the data goes instead of to the server
+        """
+        conn = cast("Connection", self._conn)
+        async with conn.lock:
+            try:
+                await conn.wait(_private.start_copy_steps(self, statement, params))
+            except BaseException:
+                if not conn.closed and _private.is_busy(conn.pgconn):
+                    conn.abort()  # interrupted when the server was in COPY mode already
+                raise
+            try:
+                async with Copy(self, writer=writer) as copy:
+                    yield copy
+            finally:
+                if not conn.closed and _private.is_busy(conn.pgconn):
+                    conn.abort()
+        _private.select_first_result(self)
+
+    def stream(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refused: it holds the connection while the caller works."""
+        raise errors.NotSupportedError("stream() is not supported: use a server-side cursor")

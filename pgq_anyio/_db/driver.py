@@ -1,0 +1,144 @@
+"""``PsycopgDriver``: where the database is, a pool for everybody, and dedicated connections for services."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+import anyio.lowlevel
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+from .._settings import redacted
+from .connection import Connection
+from .pool import Pool
+
+#: What a connection gets if its DSN does not say otherwise. A peer that is gone without a word, as after a crash of its
+#: machine, is noticed within 30 seconds.
+DEFAULTS: Final = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+#: libpq's variables for the same.
+_VARIABLES: Final = {"connect_timeout": "PGCONNECT_TIMEOUT", "application_name": "PGAPPNAME"}
+
+
+class PsycopgDriver:
+    """Connections to one database through psycopg; an async context manager that can be entered once at a time.
+
+    It is bound to the event loop that entered it.
+
+    :param conninfo: a DSN in either of libpq's forms; what it leaves out comes from libpq's ``PG*`` variables
+    :param max_size: maximum number of connections in the pool. Defaults to 10.
+    :param prepare: ``False`` if ``conninfo`` goes through a pooler that does not track prepared statements: none is
+        left on the server then. Defaults to ``True``.
+    :param direct_conninfo: another way to the same database, for what needs a session of its own (LISTEN), if
+        ``conninfo`` goes through a transaction pooler
+    """
+
+    def __init__(
+        self, conninfo: str = "", *, max_size: int = 10, prepare: bool = True, direct_conninfo: str | None = None
+    ) -> None:
+        self.conninfo = conninfo
+        self.direct_conninfo = direct_conninfo
+        self.prepare = prepare
+        self._pool = Pool(conninfo, max_size=max_size)
+        self._token: anyio.lowlevel.EventLoopToken | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        return f"<PsycopgDriver {redacted(self.conninfo)!r} ({'open' if self.is_open else 'closed'})>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the pool is open."""
+        return self._token is not None
+
+    async def __aenter__(self) -> Self:
+        if self._token is not None:
+            raise RuntimeError(f"{self!r} is open already")
+        options = self._options(self.conninfo, "pgq_anyio", prepare=self.prepare)
+        pool = Pool(self.conninfo, max_size=self._pool.max_size, **options)
+        await pool.__aenter__()
+        self._pool = pool
+        self._token = anyio.lowlevel.current_token()
+        self._pid = os.getpid()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        self._token = None
+        self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:
+        """Take a connection from the pool for the length of a block.
+
+        :param timeout: maximum time to wait for one (in seconds), or ``None`` to wait for ever
+        :raises RuntimeError: if the driver is not open, or was opened by another event loop or process
+        """
+        if self._token is None:
+            raise RuntimeError(f"{self!r} is not open: use it in 'async with'")
+        self._check_place()
+        async with self._pool.connection(timeout) as conn:
+            yield conn
+
+    async def connect(self, *, role: str, direct: bool = False, **kwargs: Any) -> Connection:
+        """Open a connection of one's own, which the caller closes.
+
+        :param role: what it is for; shown in ``pg_stat_activity`` as ``pgq_anyio <role>``
+        :param direct: whether it needs a session of its own: ``direct_conninfo`` is used if there is one
+        :param kwargs: further arguments of ``Connection.connect``
+        :raises psycopg.OperationalError: if the server cannot be reached
+        """
+        self._check_place()
+        conninfo, prepare = self.conninfo, self.prepare
+        if direct and self.direct_conninfo is not None:
+            conninfo, prepare = self.direct_conninfo, True
+        options = self._options(conninfo, f"pgq_anyio {role}", prepare=prepare)
+        options["application_name"] = f"pgq_anyio {role}"
+        return await Connection.connect(conninfo, **{**options, **kwargs})
+
+    def _check_place(self) -> None:
+        if self._token is None:
+            return
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this driver was opened in process {self._pid} and cannot be used in process {os.getpid()}, which was "
+                "forked from it: make another one"
+            )
+        here = anyio.lowlevel.current_token()
+        if here != self._token:
+            raise RuntimeError(
+                f"this driver was opened in the event loop {_describe(self._token)} and cannot be used in "
+                f"{_describe(here)}: make one for each"
+            )
+
+    @staticmethod
+    def _options(conninfo: str, application_name: str, *, prepare: bool) -> dict[str, Any]:
+        options: dict[str, Any] = {} if prepare else {"prepare_threshold": None, "use_statements": False}
+        try:
+            given = conninfo_to_dict(conninfo)
+        except ProgrammingError:
+            return options  # connecting says what is wrong
+        wanted = {**DEFAULTS, "application_name": application_name}
+        options |= {
+            name: value
+            for name, value in wanted.items()
+            if name not in given and not os.environ.get(_VARIABLES.get(name, ""))
+        }
+        return options
+
+
+def _describe(token: anyio.lowlevel.EventLoopToken) -> str:
+    """Name an event loop: its backend, and a number that tells two of them apart."""
+    native = token.native_token
+    return f"{type(native).__module__}.{type(native).__qualname__} at {id(native):#x}"

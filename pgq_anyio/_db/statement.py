@@ -1,0 +1,238 @@
+"""Hot statements: prepared once per connection, binary both ways, without a cursor.
+
+Parameter types are those that the server infers, so SQL has explicit casts (``%(ids)s::bigint[]``), and what is sent
+never depends on the values: one plan, and ``None`` or an empty list fits everywhere.
+
+- Behind a pooler that does not track prepared statements (``use_statements=False``) the types are learned in the same
+  way, but every call sends the text. Nothing stays on the server and the results are the same.
+- A prepared statement can be gone (``DISCARD ALL``) or out of date (a column changed its type). The server says so
+  before it executes anything; outside a transaction it is then prepared again, once.
+- Server-side names are unique per connection, so that two schemas, or a pooler's earlier clients, never clash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from psycopg import errors, generators, pq
+from psycopg.abc import Buffer, Dumper, PQGen
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.types.string import StrDumper
+
+from . import _private
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+_TUPLES_OK: Final = pq.ExecStatus.TUPLES_OK
+_FATAL_ERROR: Final = pq.ExecStatus.FATAL_ERROR
+_BINARY: Final = pq.Format.BINARY
+_IDLE: Final = pq.TransactionStatus.IDLE
+
+
+class Statement:
+    """A statement that is executed often. It can be shared by all connections.
+
+    :param name: what it is called; shows in the server's list of prepared statements
+    :param sql: one statement with psycopg's named placeholders, ``%(name)s``, and ``%%`` for a percent sign
+    """
+
+    __slots__ = ("count", "name", "names", "query", "sql")
+
+    def __init__(self, name: str, sql: str) -> None:
+        self.name = name
+        self.sql = sql
+        self.query, self.names = _private.convert_placeholders(sql)
+        self.count = len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<Statement {self.name!r}>"
+
+    async def fetch(self, conn: Connection, /, **params: object) -> list[tuple[Any, ...]]:
+        """Execute it and return the rows; none if it returns no rows."""
+        prepared, result = await self._execute(conn, params)
+        return prepared.load(result)
+
+    async def run(self, conn: Connection, /, **params: object) -> int:
+        """Execute it and return the number of rows that were affected."""
+        _, result = await self._execute(conn, params)
+        return result.command_tuples or 0
+
+    def arrange(self, params: Mapping[str, object]) -> list[object]:
+        """Bring parameters into the order of the placeholders.
+
+        :raises TypeError: if one is missing or unknown
+        """
+        try:
+            values = [params[name] for name in self.names]
+        except KeyError:
+            values = []
+        if len(values) != self.count or len(params) != self.count:
+            missing, unknown = set(self.names) - set(params), set(params) - set(self.names)
+            raise TypeError(f"statement {self.name!r}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        return values
+
+    async def _execute(self, conn: Connection, params: Mapping[str, object]) -> tuple[Prepared, PGresult]:
+        values = self.arrange(params)
+        lock = conn.lock
+        try:
+            lock.acquire_nowait()  # type: ignore[attr-defined]
+        except anyio.WouldBlock:
+            await lock.acquire()
+        try:
+            prepared = conn.statements.get(self) or await prepare(conn, self)
+            result = await prepared.execute(conn, values)
+            if result.status != _FATAL_ERROR:
+                return prepared, result
+            error = error_of(conn, result)
+            if is_outdated(error):
+                conn.statements.pop(self, None)
+                if conn.pgconn.transaction_status == _IDLE:
+                    prepared = await prepare(conn, self)
+                    result = await prepared.execute(conn, values)
+                    if result.status != _FATAL_ERROR:
+                        return prepared, result
+                    error = error_of(conn, result)
+            raise error
+        finally:
+            lock.release()
+
+
+class Prepared:
+    """What a connection knows of a statement: its name on the server, how to write parameters and to read rows."""
+
+    __slots__ = ("_dump", "_formats", "_loader", "_oids", "_query", "_reader", "name")
+
+    def __init__(self, conn: Connection, statement: Statement, name: bytes, description: PGresult) -> None:
+        #: empty: the text is sent every time
+        self.name = name
+        self._query = statement.query
+        self._oids = [description.param_type(i) or 0 for i in range(description.nparams)]
+        self._dump, self._formats = _writer(conn, self._oids)
+        self._reader = Transformer(conn)
+        self._loader = False
+
+    def write(self, values: Sequence[object]) -> Sequence[Buffer | None]:
+        """Write parameters as the server reads them."""
+        return self._dump(values)
+
+    def send(self, pgconn: PGconn, written: Sequence[Buffer | None]) -> None:
+        """Hand one execution to libpq."""
+        if self.name:
+            pgconn.send_query_prepared(self.name, written, self._formats, _BINARY)
+        else:
+            pgconn.send_query_params(self._query, written, self._oids, self._formats, _BINARY)
+
+    async def execute(self, conn: Connection, values: Sequence[object]) -> PGresult:
+        """Execute it once, in a round trip of its own. The lock is held."""
+        if not conn.autocommit:
+            await conn.wait(_private.begin_steps(conn))
+        self.send(conn.pgconn, self._dump(values))
+        results: list[PGresult] = await conn.wait(generators.execute(conn.pgconn))
+        return results[0]
+
+    def load(self, result: PGresult) -> list[tuple[Any, ...]]:
+        """Read the rows of a result."""
+        if result.status != _TUPLES_OK:
+            return []
+        reader = self._reader
+        reader.set_pgresult(result, set_loaders=not self._loader)
+        self._loader = True
+        rows = reader.load_rows(0, result.ntuples, tuple)
+        reader.set_pgresult(None, set_loaders=False)  # its memory is not kept until the next call
+        return rows
+
+
+async def prepare(conn: Connection, statement: Statement) -> Prepared:
+    """Prepare a statement and learn its types, in one round trip. The lock is held."""
+    _private.check_usable(conn)
+    if _private.current_pipeline(conn) is not None:
+        raise errors.ProgrammingError("a Statement cannot be used in a pipeline(): use batch()")
+    name = b""
+    if conn.use_statements:
+        conn.statement_count += 1
+        name = f"{statement.name[:40]}_{conn.statement_count}_{conn.statement_suffix}".encode()
+
+    def send() -> None:
+        conn.pgconn.send_prepare(name, statement.query)
+        conn.pgconn.send_describe_prepared(name)
+
+    results = await exchange(conn, send, 2)
+    for result in results:
+        if result.status == _FATAL_ERROR:
+            raise error_of(conn, result)
+    prepared = conn.statements[statement] = Prepared(conn, statement, name, results[1])
+    return prepared
+
+
+async def exchange(conn: Connection, send: Callable[[], None], count: int) -> list[PGresult]:
+    """Send several messages in one round trip and read one result for each. The lock is held.
+
+    After a failed one the rest is skipped, and what the others did is rolled back, unless one of them committed.
+    """
+    pgconn = conn.pgconn
+    pgconn.enter_pipeline_mode()
+    try:
+        return await conn.wait(_exchange_steps(pgconn, send, count))
+    finally:
+        if not conn.closed:
+            try:
+                pgconn.exit_pipeline_mode()
+            except errors.Error:
+                conn.abort()
+
+
+def _exchange_steps(pgconn: PGconn, send: Callable[[], None], count: int) -> PQGen[list[PGresult]]:
+    send()
+    pgconn.pipeline_sync()
+    yield from generators.send(pgconn)
+    results: list[PGresult] = []
+    for _ in range(count):
+        answer = yield from generators.fetch_many(pgconn)
+        results.append(answer[0])
+    yield from generators.fetch_many(pgconn)  # the end of the round trip
+    return results
+
+
+def _writer(
+    conn: Connection, oids: Sequence[int]
+) -> tuple[Callable[[Sequence[object]], Sequence[Buffer | None]], list[pq.Format]]:
+    """How to write parameters of these types: in binary, or as text for the few types without a binary form."""
+    writer = Transformer(conn)
+    try:
+        writer.set_dumper_types(oids, _BINARY)
+    except errors.ProgrammingError:
+        dumpers = [_dumper(conn, oid) for oid in oids]
+        return partial(_write_mixed, dumpers), [dumper.format for dumper in dumpers]
+    unused: list[Any] = []
+    return (lambda values: writer.dump_sequence(values, unused)), [_BINARY] * len(oids)
+
+
+def _dumper(conn: Connection, oid: int) -> Dumper:
+    for kind in (_BINARY, pq.Format.TEXT):
+        try:
+            return conn.adapters.get_dumper_by_oid(oid, kind)(type(None), conn)
+        except errors.ProgrammingError:
+            continue
+    return StrDumper(str, conn)  # the server reads it as it reads a literal
+
+
+def _write_mixed(dumpers: Sequence[Dumper], values: Sequence[object]) -> list[Buffer | None]:
+    return [None if value is None else dumper.dump(value) for dumper, value in zip(dumpers, values, strict=True)]
+
+
+def error_of(conn: Connection, result: PGresult) -> errors.Error:
+    """The exception for a failed result."""
+    return errors.error_from_result(result, encoding=_private.encoding(conn))
+
+
+def is_outdated(error: errors.Error) -> bool:
+    """Whether an error says that a prepared statement is gone or out of date; nothing was executed then."""
+    if isinstance(error, errors.InvalidSqlStatementName):
+        return True
+    # The text is translated, the name of the function in the server is not.
+    return isinstance(error, errors.FeatureNotSupported) and error.diag.source_function == "RevalidateCachedQuery"

@@ -1,0 +1,67 @@
+"""Transaction blocks that end correctly inside a cancelled scope."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
+
+from psycopg import AsyncTransaction, pq
+
+from . import _private
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+
+class Transaction(AsyncTransaction):
+    """A transaction or savepoint.
+
+    - An interrupted BEGIN or SAVEPOINT is rolled back at once, shielded: the block is never entered.
+    - COMMIT is waited for, and never cancelled on the server.
+    - ROLLBACK is shielded. If it takes longer than the connection's ``cleanup_timeout`` the connection is closed, which
+      rolls back too.
+    """
+
+    async def __aenter__(self) -> Self:
+        from .connection import Interruption
+
+        conn = cast("Connection", self._conn)
+        async with conn.lock:
+            self._check_enter()
+            try:
+                with conn.interrupted_by(Interruption.FINISH):
+                    await conn.wait(_private.enter_steps(self))
+            except BaseException as error:
+                if self.status != self.Status.NOT_STARTED:
+                    await self._roll_back(conn, error)
+                raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> bool:
+        from .connection import Interruption
+
+        conn = cast("Connection", self._conn)
+        if self.pgconn.status != pq.ConnStatus.OK:
+            self.status = self.Status.FAILED
+            return False
+        await conn.acquire_for_cleanup()
+        try:
+            if exc_val is not None:
+                return await self._roll_back(conn, exc_val)
+            with conn.interrupted_by(Interruption.FINISH):
+                return await conn.wait(_private.exit_steps(self, None))
+        finally:
+            conn.lock.release()
+
+    async def _roll_back(self, conn: Connection, error: BaseException) -> bool:
+        """Roll back. The lock is held.
+
+        :return: whether the error asked for nothing but the rollback
+        """
+        if self.pgconn.status != pq.ConnStatus.OK:
+            self.status = self.Status.FAILED
+            return False
+        with conn.cleanup():
+            return await conn.wait(_private.exit_steps(self, error))
