@@ -1,0 +1,306 @@
+"""What a handler can know of its own run, and the scopes through which it is cancelled.
+
+``ctx.cancellation`` is a class of ours and no raw ``CancelScope``: a scope entered twice raises on trio, passes
+silently on
+asyncio, and raises in a thread on both. Each ``with`` opens a fresh scope instead, several at once and in child tasks
+too.
+
+Where a cancellation comes from decides how it travels. A *cancel request* is a record of this one job: it is delivered
+through ``ctx.cancellation`` if the handler has ever entered it, else through the job's own scope. A *shutdown* and a
+*lost lease* are scopes around all jobs, a *timeout* is a scope inside the job's: they need no code of ours to fire.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import anyio.from_thread
+import attrs
+from anyio import CancelScope, CapacityLimiter
+from anyio.lowlevel import EventLoopToken, current_token
+
+from ._models import CancelReason, Job, JobId, Schedule
+
+if TYPE_CHECKING:
+    from ._registry import HandlerKind
+
+_current_context: ContextVar[Context | None] = ContextVar("pgq_anyio_context", default=None)
+
+
+def current_context() -> Context:
+    """The context of the job or scheduled run that the calling code belongs to.
+
+    Works in the handler, in its child tasks, and in threads started with ``anyio.to_thread``.
+
+    :raises LookupError: if the caller is not part of a running job
+    """
+    context = _current_context.get()
+    if context is None:
+        raise LookupError("no job is running here: current_context() works inside a handler and its child tasks only")
+    return context
+
+
+@attrs.frozen(eq=False)
+class ExecutionTools:
+    """What executors run handlers with; the worker's own, so that no job waits behind the application's threads."""
+
+    thread_limiter: CapacityLimiter
+    #: the worker's ``ProcessPool``, if an entrypoint uses it
+    process_pool: Any
+    #: how long a handler may take to end after it was cancelled (in seconds)
+    cancel_grace: float
+
+
+@attrs.define(eq=False)
+class OuterScopes:
+    """The scopes around all jobs of a term, outermost first; they exist once the term has opened them."""
+
+    lease: CancelScope
+    stop: CancelScope
+
+    def reason(self) -> CancelReason | None:
+        """Which of them was cancelled; of several, the outermost."""
+        if _called(self.lease):
+            return CancelReason.LEASE_LOST
+        if _called(self.stop):
+            return CancelReason.SHUTDOWN
+        return None
+
+
+def _called(scope: CancelScope) -> bool:
+    """``scope.cancel_called``, in any thread: trio looks at its clock, which no other thread has."""
+    try:
+        return scope.cancel_called
+    except RuntimeError:
+        return False
+
+
+class Cancellation:
+    """The part of a handler that a cancel request may interrupt.
+
+    Used as ``with ctx.cancellation:`` any number of times, nested, and in child tasks. Only what is inside is
+    cancelled;
+    code after the block runs. Once the job is cancelled, every further block is born cancelled. Entering it is what
+    marks a handler as cooperative: it has ``cancel_grace`` to end by itself before its whole scope is cancelled.
+
+    In a thread the block is allowed and changes nothing; look at ``cancel_called``, or call
+    ``anyio.from_thread.check_cancelled()``.
+    """
+
+    __slots__ = ("_called", "_caught", "_context", "_loop_thread", "_open", "_token", "entered", "seen")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._loop_thread = threading.get_ident()
+        self._token: EventLoopToken | None = None
+        self._open: dict[int, list[CancelScope]] = {}
+        self._called = False
+        self._caught = False
+        #: whether the handler has ever entered a block
+        self.entered = False
+        #: whether the handler has learnt of its cancellation through this object
+        self.seen = False
+
+    @property
+    def cancel_called(self) -> bool:
+        """Whether this job is being cancelled, for whatever reason. Safe to read in any thread."""
+        called = self._called or self._context.cancel_reason is not None or self._thread_cancelled()
+        if called:
+            self.seen = True
+        return called
+
+    @property
+    def cancelled_caught(self) -> bool:
+        """Whether a block has ended because it was cancelled."""
+        return self._caught
+
+    def cancel(self) -> None:
+        """Cancel what is inside the blocks, those open now and those opened later. Safe to call in any thread.
+
+        This ends the blocks, not the job: the job's outcome is what the handler then returns or raises.
+        """
+        if threading.get_ident() == self._loop_thread:
+            self.cancel_blocks()
+        elif self._token is not None:
+            anyio.from_thread.run_sync(self.cancel_blocks, token=self._token)
+        else:
+            self._called = True
+
+    def cancel_blocks(self) -> None:
+        """Cancel every open block (in the event loop's thread)."""
+        self._called = True
+        for scopes in self._open.values():
+            for scope in scopes:
+                scope.cancel()
+
+    def __enter__(self) -> Cancellation:
+        self.entered = True
+        if threading.get_ident() != self._loop_thread:
+            return self
+        self._token = current_token()
+        scope = CancelScope()
+        self._open.setdefault(anyio.get_current_task().id, []).append(scope)
+        scope.__enter__()
+        if self._called or self._context.cancel_reason is CancelReason.USER:
+            scope.cancel()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        if threading.get_ident() != self._loop_thread:
+            return None
+        task_id = anyio.get_current_task().id
+        scopes = self._open[task_id]
+        scope = scopes.pop()
+        if not scopes:
+            del self._open[task_id]
+        suppress = scope.__exit__(exc_type, exc, tb)
+        if scope.cancelled_caught:
+            self._caught = self.seen = True
+        return suppress
+
+    def _thread_cancelled(self) -> bool:
+        """Whether the task that waits for this thread is cancelled: covers the scopes that no record names."""
+        if threading.get_ident() == self._loop_thread:
+            return False
+        try:
+            anyio.from_thread.check_cancelled()
+        except Exception:  # noqa: BLE001  (a thread that AnyIO did not start; the class differs between versions)
+            return False
+        except BaseException:  # noqa: BLE001  (the backend's cancellation; in a thread its class cannot be asked for)
+            return True
+        return False
+
+
+@attrs.define(eq=False, slots=True, weakref_slot=False, kw_only=True)
+class Context:
+    """What a handler can know of its own run."""
+
+    #: the job, or ``None`` in a scheduled run
+    job: Job | None
+    #: the occurrence, or ``None`` in a job
+    schedule: Schedule | None
+    #: what the app's ``lifespan`` gave, or ``None``
+    resources: Any
+    #: what executors run handlers with
+    tools: ExecutionTools
+    #: see :class:`Cancellation`
+    cancellation: Cancellation = attrs.field(init=False)
+
+    _outer: OuterScopes
+    _kind: HandlerKind
+    _scope: CancelScope | None = None
+    _timeout_scope: CancelScope | None = None
+    _requested: Literal[CancelReason.USER, CancelReason.LEASE_LOST] | None = None
+    _awaitable: Awaitable[object] | None = None
+    _thread_id: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.cancellation = Cancellation(self)
+
+    @property
+    def job_id(self) -> JobId | None:
+        """The id of the job, or ``None`` in a scheduled run."""
+        return None if self.job is None else self.job.id
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """Why this run is being cancelled, if it is: the record of a request, else the outermost cancelled scope."""
+        if self._requested is not None:
+            return self._requested
+        reason = self._outer.reason()
+        if reason is None and self._timeout_scope is not None and _called(self._timeout_scope):
+            return CancelReason.TIMEOUT
+        return reason
+
+    def open(self, scope: CancelScope) -> None:
+        """Set the job's own scope (the runner does)."""
+        self._scope = scope
+
+    def open_timeout(self, scope: CancelScope) -> None:
+        """Set the scope of the job's timeout (the runner does)."""
+        self._timeout_scope = scope
+
+    def follow(self, awaitable: Awaitable[object]) -> Awaitable[object]:
+        """Remember what the handler is doing, for the stack of a handler that does not end."""
+        self._awaitable = awaitable
+        return awaitable
+
+    def follow_thread(self) -> None:
+        """Remember that the handler runs in the calling thread."""
+        self._thread_id = threading.get_ident()
+
+    def stack(self) -> str:
+        """Where the handler is now, as lines of a traceback; empty if it cannot be told (another process)."""
+        if self._thread_id is not None:
+            frame = sys._current_frames().get(self._thread_id)
+            return "" if frame is None else "".join(traceback.format_stack(frame))
+        return "".join(traceback.format_list(_awaited_frames(self._awaitable)))
+
+    def request_cancel(
+        self,
+        reason: Literal[CancelReason.USER, CancelReason.LEASE_LOST],
+        *,
+        grace: float,
+    ) -> bool:
+        """Deliver a cancel request: to the blocks of a cooperative handler now and to all of it after ``grace``
+        seconds, to any other handler at once. Synchronous, for the event loop's thread; not for handlers.
+
+        :return: whether this was the first request
+        """
+        if self._requested is not None:
+            return False
+        self._requested = reason
+        if self._scope is None:
+            return True  # not started: it never will
+        if self.cancellation.entered and reason is CancelReason.USER:
+            self.cancellation.cancel_blocks()
+            self._scope.deadline = anyio.current_time() + grace
+        else:
+            self.cancellation.cancel_blocks()
+            self._scope.cancel()
+        return True
+
+
+def _awaited_frames(awaitable: object) -> traceback.StackSummary:
+    """The frames of a suspended coroutine, outermost first: the same on every backend, unlike its tasks."""
+    frames = []
+    while awaitable is not None:
+        frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
+        if frame is not None:
+            frames.append((frame, frame.f_lineno))
+        awaitable = getattr(awaitable, "cr_await", None) or getattr(awaitable, "gi_yieldfrom", None)
+    return traceback.StackSummary.extract(iter(frames))
+
+
+def outer_cancelled() -> bool:
+    """Whether a scope around the calling code is cancelled, seen from outside of all scopes opened by the caller."""
+    return anyio.current_effective_deadline() == -math.inf
+
+
+def entered_context(context: Context) -> AbstractContextManager[None]:
+    """Make ``context`` the current one for the block."""
+    return _Entered(context)
+
+
+class _Entered(AbstractContextManager[None]):
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = _current_context.set(self._context)
+
+    def __exit__(self, *exc: object) -> None:
+        _current_context.reset(self._token)

@@ -1,0 +1,62 @@
+"""The errors of pgq_anyio: one flat tree.
+
+::
+
+    PgqError                       everything below; the message names the thing and the fix
+    ├─ ConfigurationError          a setting, DSN or option cannot be used (also a ValueError)
+    ├─ AppLoadError                ``module:attr`` does not lead to a PgQueuer
+    ├─ SchemaError                 the schema in the database is missing, old, or newer than this code
+    ├─ JobTimeout                  a handler ran longer than its ``timeout``
+    └─ WorkerDied                  recorded for jobs whose worker died ``max_crashes`` times
+
+Errors of PostgreSQL pass through as psycopg raises them. What a handler raises to say how its job ends
+(``Retry``, ``Snooze``, ``Cancel``, ``Discard``) is no error and lives in ``_lifecycle``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class PgqError(Exception):
+    """Base class of all errors that pgq_anyio raises on its own account."""
+
+
+class ConfigurationError(PgqError, ValueError):
+    """Raised if a setting, a DSN or an option cannot be used. The caller's fault; the message says what to write."""
+
+
+class AppLoadError(PgqError):
+    """Raised if ``module:attr`` does not lead to a ``PgQueuer``."""
+
+
+class SchemaError(PgqError):
+    """Raised if the schema in the database does not fit this code. The message names the command that mends it."""
+
+
+class JobTimeout(PgqError):  # noqa: N818  (the name under which it is recorded)
+    """Recorded for a job whose handler ran longer than its ``timeout``.
+
+    :param timeout: the limit that was reached (in seconds)
+    """
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"the handler ran longer than its timeout of {timeout:g} s")
+        self.timeout = timeout
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors inside a group, however deep; an error that is no group is its own leaf."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, with the others as notes: users see the cause, never the group around it."""
+    first, *others = leaves(group)
+    for other in others:
+        first.add_note(f"at the same time: {type(other).__name__}: {other}")
+    return first

@@ -1,0 +1,166 @@
+"""What this worker holds: the jobs it has claimed, its claim numbers, and how much more it may take.
+
+All decisions are synchronous; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import attrs
+
+from ._context import Context
+from ._models import CancelReason, Held, JobId
+from ._registry import Entrypoint
+
+#: How many outcomes per slot may wait for the database before no more jobs are claimed.
+MAX_UNSTORED_PER_SLOT: Final = 10
+
+_claim_numbers = itertools.count(1)
+"""Claim numbers are the process's: two terms of one process never share one."""
+
+
+@attrs.define(eq=False, slots=True, weakref_slot=False)
+class Run:
+    """A job that this worker holds, from its claim to its stored outcome."""
+
+    held: Held
+    entrypoint: Entrypoint
+    context: Context
+    #: whether the handler has ended (or will never start): only the outcome is still to be stored
+    ended: bool = False
+    #: what ends at this time and still runs is overdue (event loop's clock), set when it is cancelled
+    overdue_at: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What logs call it."""
+        return f"job {self.held.job.id} of {self.held.job.entrypoint!r}"
+
+
+@attrs.define(eq=False)
+class Holdings:
+    """The jobs of one term."""
+
+    worker_id: int
+    #: how many handlers may run at once
+    max_concurrency: int
+    cancel_grace: float
+    #: outcomes that wait for the database
+    unstored: Callable[[], int]
+    #: called when a slot becomes free
+    on_room: Callable[[], None]
+    #: called when a running job has been asked to end
+    on_cancelled: Callable[[Run], None]
+    _runs: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
+    _running: dict[JobId, Run] = attrs.field(factory=dict, init=False)
+    _in_flight: set[int] = attrs.field(factory=set, init=False)
+    _unresolved: set[int] = attrs.field(factory=set, init=False)
+    #: requests that came before the claim's answer did: (job id, claim number)
+    _early: set[tuple[JobId, int]] = attrs.field(factory=set, init=False)
+
+    # -- room ------------------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many more jobs may be claimed."""
+        if self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency:
+            return 0
+        return self.max_concurrency - len(self._running)
+
+    @property
+    def busy(self) -> int:
+        """How many handlers are running or about to."""
+        return len(self._running)
+
+    # -- claims ----------------------------------------------------------------------------------------------------
+
+    def open_claim(self) -> int:
+        """A fresh claim number: the fence of the jobs it will bring."""
+        number = next(_claim_numbers)
+        self._in_flight.add(number)
+        return number
+
+    def resolve_claim(self, number: int) -> None:
+        """The answer to a claim has come."""
+        self._in_flight.discard(number)
+        self._early = {key for key in self._early if key[1] in self._in_flight}
+
+    def lose_claim(self, number: int) -> None:
+        """The answer to a claim will never come: what it took is to be given back, however late it commits."""
+        self._in_flight.discard(number)
+        self._unresolved.add(number)
+
+    @property
+    def unresolved(self) -> list[tuple[None, int]]:
+        """Claims whose answer was lost, as ``give_back_claims`` wants them."""
+        return [(None, number) for number in sorted(self._unresolved)]
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def add(self, run: Run) -> None:
+        """Hold a job that was just claimed."""
+        key = (run.held.job.id, run.held.claim_no)
+        self._runs[key] = run
+        self._running[run.held.job.id] = run
+        if key in self._early:
+            run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace)
+
+    def handler_ended(self, run: Run) -> None:
+        """The handler has ended: its slot is free, its row is still ours."""
+        run.ended = True
+        del self._running[run.held.job.id]
+        self.on_room()
+
+    def release(self, held: Iterable[Held]) -> None:
+        """Outcomes have been stored: the rows are gone."""
+        for one in held:
+            self._runs.pop((one.job.id, one.claim_no), None)
+        self.on_room()
+
+    def find(self, job_id: JobId) -> Run | None:
+        """The run of this job, if its handler has not ended."""
+        return self._running.get(job_id)
+
+    def running(self) -> list[Run]:
+        """Jobs whose handler has not ended."""
+        return list(self._running.values())
+
+    def request_cancel(self, job_id: JobId, claim_no: int) -> None:
+        """Deliver a cancel request from the database. Repeats and requests for others' jobs do nothing."""
+        run = self._runs.get((job_id, claim_no))
+        if run is None:
+            if claim_no in self._in_flight:
+                self._early.add((job_id, claim_no))
+        elif not run.ended and run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace):
+            self.on_cancelled(run)
+
+    # -- reconcile -------------------------------------------------------------------------------------------------
+
+    def known(self) -> set[tuple[JobId, int]]:
+        """What we hold at this moment."""
+        return set(self._runs)
+
+    def reconcile(
+        self, before: set[tuple[JobId, int]], rows: Sequence[tuple[JobId, int]]
+    ) -> list[tuple[JobId | None, int]]:
+        """Compare with what the database says after a reconnect.
+
+        :param before: what we held before the rows were read
+        :param rows: (job id, claim number) of every row that the database holds for us
+        :return: rows that we do not know; they are to be given back. One that we released meanwhile may be among them:
+            its row is gone, so that giving it back changes nothing
+        """
+        ours = set(rows)
+        for key in before - ours:
+            run = self._runs.get(key)
+            # A crash of the server undid the claim: by now somebody else may run the job.
+            if (
+                run is not None
+                and not run.ended
+                and run.context.request_cancel(CancelReason.LEASE_LOST, grace=self.cancel_grace)
+            ):
+                self.on_cancelled(run)
+        return [key for key in ours - set(self._runs) if key[1] not in self._in_flight]

@@ -1,0 +1,66 @@
+"""How a worker runs: the options of ``PgQueuer.run``, checked."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Literal, get_args
+
+import attrs
+
+from ._durations import count, seconds
+from ._errors import ConfigurationError
+from ._registry import MIN_LEASE
+
+Mode = Literal["continuous", "drain"]
+
+
+@attrs.frozen(kw_only=True)
+class RunSettings:
+    """A recipe for a worker. All durations in seconds."""
+
+    #: the longest pause between two looks at the queue
+    dequeue_timeout: float
+    #: jobs per claim
+    batch_size: int
+    #: handlers that run at once
+    max_concurrency: int
+    mode: Mode
+    #: how long the worker counts as alive after a heartbeat
+    lease: float
+    #: how long running jobs may go on after a request to stop
+    shutdown_grace: float
+    #: how long a handler may take to end after it was cancelled
+    cancel_grace: float
+    signals: tuple[signal.Signals, ...]
+    #: whether handlers that ignore their cancellation may be left behind by ending the process
+    exit_process: bool
+
+
+def check_run_settings(
+    *,
+    dequeue_timeout: float | timedelta,
+    batch_size: int,
+    max_concurrency: int,
+    mode: Mode,
+    lease: float | timedelta,
+    shutdown_grace: float | timedelta,
+    cancel_grace: float | timedelta,
+    signals: Sequence[signal.Signals],
+    exit_process: bool,
+) -> RunSettings:
+    """:raises ConfigurationError: if an option cannot be used; the message names it"""
+    if mode not in get_args(Mode):
+        raise ConfigurationError(f"mode must be 'continuous' or 'drain', not {mode!r}")
+    return RunSettings(
+        dequeue_timeout=seconds("dequeue_timeout", dequeue_timeout, above=0.0),
+        batch_size=count("batch_size", batch_size, at_most=10_000),
+        max_concurrency=count("max_concurrency", max_concurrency, at_most=100_000),
+        mode=mode,
+        lease=seconds("lease", lease, at_least=MIN_LEASE),
+        shutdown_grace=seconds("shutdown_grace", shutdown_grace),
+        cancel_grace=seconds("cancel_grace", cancel_grace),
+        signals=tuple(signal.Signals(number) for number in signals),
+        exit_process=exit_process,
+    )
