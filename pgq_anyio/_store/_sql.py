@@ -1,0 +1,88 @@
+"""Statements from the ``.sql`` files beside this module, bound to one schema.
+
+A file holds named blocks: ``-- name: claim_sweep`` starts one. The schema goes in once, here, as a quoted identifier,
+so that hostile names are harmless; the notification channel and the sequences as quoted literals. Nothing else is ever
+spliced into SQL.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Final, LiteralString
+
+import attrs
+from psycopg import sql
+
+from .._db import Statement
+from .._errors import ConfigurationError
+
+DEFAULT_SCHEMA: Final = "pgq_anyio"
+#: PostgreSQL cuts identifiers, channel names among them, at 63 bytes.
+_MAX_IDENTIFIER: Final = 63
+_CHANNEL_PREFIX: Final = "pgq_anyio."
+
+
+@attrs.frozen
+class Store:
+    """The statements of one schema."""
+
+    schema: str = attrs.field()
+    _statements: dict[str, Statement] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+
+    @schema.validator
+    def _check_schema(self, _: object, schema: str) -> None:
+        longest = _MAX_IDENTIFIER - len(_CHANNEL_PREFIX)
+        if not schema or "\x00" in schema:
+            raise ConfigurationError(f"the schema must be a name, not {schema!r}")
+        if len(schema.encode("utf-8", "replace")) > longest:
+            raise ConfigurationError(f"the schema name {schema!r} is longer than {longest} bytes")
+
+    @property
+    def channel(self) -> str:
+        """The notification channel of this schema."""
+        return _CHANNEL_PREFIX + self.schema
+
+    def sql(self, name: str) -> LiteralString:
+        """The text of the block ``name``, with psycopg's named placeholders."""
+        return self.bind(_blocks()[name], has_placeholders=True)
+
+    def statement(self, name: str) -> Statement:
+        """The block ``name`` as a prepared statement."""
+        statement = self._statements.get(name)
+        if statement is None:
+            statement = self._statements[name] = Statement(name, self.sql(name))
+        return statement
+
+    def bind(self, text: LiteralString, *, has_placeholders: bool = False) -> LiteralString:
+        """Put the names of this schema into a text.
+
+        :param has_placeholders: whether psycopg will look for placeholders in it, and take two percent signs for one
+        """
+        percent = "%%" if has_placeholders else "%"
+        schema, channel = self.schema.replace("%", percent), self.channel.replace("%", percent)
+        quoted = sql.Identifier(schema).as_string(None)
+        bound = sql.SQL(text).format(
+            schema=sql.Identifier(schema),
+            schema_name=sql.Literal(schema),
+            channel=sql.Literal(channel),
+            job_id_seq=sql.Literal(f"{quoted}.job_id_seq"),
+            queued_seq=sql.Literal(f"{quoted}.queued_seq"),
+        )
+        # Every part is a literal of ours, or quoted by psycopg.
+        return bound.as_string(None)
+
+
+@cache
+def _blocks() -> dict[str, LiteralString]:
+    """All named blocks of the ``.sql`` files."""
+    blocks: dict[str, LiteralString] = {}
+    for path in (files(__package__) / "sql").iterdir():
+        if not path.name.endswith(".sql"):
+            continue
+        for block in ("\n" + path.read_text("utf-8")).split("\n-- name: ")[1:]:
+            name, _, body = block.partition("\n")
+            if name in blocks:
+                raise RuntimeError(f"two SQL blocks are called {name}")
+            blocks[name.strip()] = body
+    return blocks

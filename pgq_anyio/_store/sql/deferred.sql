@@ -1,0 +1,28 @@
+-- name: promote_due
+-- Move jobs that are due by the database's clock, in the order in which they became due, and say when the next one is.
+-- Jobs of every name are moved: the state of a job does not depend on who happens to run.
+with due as materialized (
+    select d.ctid as tid, d.run_at, d.job_id from {schema}.deferred d
+    where d.run_at <= clock_timestamp()
+    order by d.run_at, d.job_id limit %(limit)s::integer
+    for update skip locked
+), taken as (
+    delete from {schema}.deferred d using due where d.ctid = due.tid
+    returning d.run_at, d.job_id, d.entrypoint, d.priority, d.attempt, d.crashes, d.created_at, d.payload
+), moved as (
+    insert into {schema}.queued (job_id, entrypoint, priority, attempt, crashes, created_at, payload)
+    select job_id, entrypoint, priority, attempt, crashes, created_at, payload from taken order by run_at, job_id
+    returning entrypoint
+), woken as (
+    select pg_notify({channel}, 'queued:' || left(m.entrypoint, 1000))
+    from (select distinct entrypoint from moved) m
+    where exists (
+        select from {schema}.worker w where w.sleeping and w.left_at is null and m.entrypoint = any (w.entrypoints)
+    )
+)
+select (select count(*) from moved), array(select distinct entrypoint from moved),
+    (
+        select extract(epoch from d.run_at - clock_timestamp())::double precision from {schema}.deferred d
+        where d.run_at > clock_timestamp() order by d.run_at limit 1
+    ),
+    (select count(*) from woken)

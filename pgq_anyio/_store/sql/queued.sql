@@ -1,0 +1,140 @@
+-- name: enqueue_jobs
+-- One statement for lists of any length: ids come back in input order. The arrays have one element per job;
+-- delays (seconds) and run_ats are null for jobs that are due at once.
+-- Sleepers are notified only if there are any (always_notify: the caller's own transaction, whose commit a worker
+-- that is just falling asleep cannot see). The alarm of the promoter is set only if no earlier one is a second away:
+-- an alarm nearer than that may ring before this insert is visible.
+with input as materialized (
+    select i.entrypoint, i.payload, i.priority, i.ordinal, clock_timestamp() as now,
+        coalesce(i.run_at, clock_timestamp() + make_interval(secs => i.delay)) as run_at,
+        nextval({job_id_seq}) as job_id
+    from unnest(%(entrypoints)s::text[], %(payloads)s::bytea[], %(priorities)s::integer[],
+        %(delays)s::double precision[], %(run_ats)s::timestamptz[])
+        with ordinality as i (entrypoint, payload, priority, delay, run_at, ordinal)
+), due as (
+    insert into {schema}.queued (job_id, entrypoint, priority, created_at, payload)
+    select job_id, entrypoint, priority, now, payload from input
+    where run_at is null or run_at <= now order by ordinal
+    returning entrypoint
+), later as (
+    insert into {schema}.deferred (run_at, job_id, entrypoint, priority, created_at, payload)
+    select run_at, job_id, entrypoint, priority, now, payload from input where run_at > now order by ordinal
+    returning run_at
+), woken as (
+    select pg_notify({channel}, 'queued:' || left(d.entrypoint, 1000))
+    from (select distinct entrypoint from due) d
+    where %(always_notify)s::boolean
+        or exists (select from {schema}.worker w where w.sleeping and w.left_at is null and d.entrypoint = any (w.entrypoints))
+), alarmed as (
+    select pg_notify({channel}, 'deferred')
+    from (select min(run_at) as run_at from later having min(run_at) is not null) l
+    where %(always_notify)s::boolean
+        or not exists (
+            select from {schema}.deferred d
+            where d.run_at between clock_timestamp() + interval '1 second' and l.run_at
+        )
+)
+select array(select job_id from input order by ordinal), (select count(*) from woken), (select count(*) from alarmed)
+
+-- name: allot_job_ids
+-- Ids for a COPY, which returns none.
+select array(select nextval({job_id_seq}) from generate_series(1, %(count)s::integer))
+
+-- name: copy_jobs
+copy {schema}.queued (job_id, entrypoint, priority, payload) from stdin (format binary)
+
+-- name: notify_queued
+-- After a COPY: one notification for each name that a sleeper serves.
+select count(*) from (
+    select pg_notify({channel}, 'queued:' || left(n.entrypoint, 1000))
+    from unnest(%(entrypoints)s::text[]) as n (entrypoint)
+    where %(always_notify)s::boolean
+        or exists (select from {schema}.worker w where w.sleeping and w.left_at is null and n.entrypoint = any (w.entrypoints))
+) as woken
+
+-- name: claim_sweep
+-- Every lane of the names from its start, in one order: priority, then seq.
+-- Candidates are read without locks and merged; only then are the first of them locked, in that order, and those that
+-- another claimer holds are skipped. Locking in each lane would lock limit rows of every name and hide them from others.
+-- Fenced on the worker row: a worker declared dead, or one that has left, claims nothing.
+-- The first column counts the candidates: fewer rows than candidates means that others are claiming the same ones.
+with lane as materialized (
+    select unnest(%(entrypoints)s::text[]) as entrypoint
+), candidate as materialized (
+    select c.tid, c.priority, c.seq
+    from lane cross join lateral (
+        select q.ctid as tid, q.priority, q.seq from {schema}.queued q
+        where q.entrypoint = lane.entrypoint
+        order by q.priority desc, q.seq limit %(reach)s::integer
+    ) c
+    order by c.priority desc, c.seq limit %(reach)s::integer
+), locked as materialized (
+    select q.ctid as tid
+    from candidate c join {schema}.queued q on q.ctid = c.tid
+    order by c.priority desc, c.seq limit %(limit)s::integer
+    for update of q skip locked
+), taken as (
+    delete from {schema}.queued q
+    where q.ctid = any (array(select tid from locked))
+        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and w.left_at is null)
+    returning q.job_id, q.seq, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
+), moved as (
+    insert into {schema}.running
+        (job_id, worker_id, claim_no, seq, entrypoint, priority, attempt, crashes, created_at, claimed_at, payload)
+    select job_id, %(worker_id)s::bigint, %(claim_no)s::bigint, seq, entrypoint, priority, attempt, crashes, created_at,
+        clock_timestamp(), payload
+    from taken order by priority desc, seq
+    returning job_id, seq, entrypoint, payload, priority, attempt, crashes, created_at
+)
+select (select count(*) from candidate), m.job_id, m.seq, m.entrypoint, m.payload, m.priority, m.attempt, m.crashes, m.created_at
+from (values (1)) as always (one) left join moved m on true
+order by m.priority desc, m.seq
+
+-- name: claim_hinted
+-- As claim_sweep, but each known lane (name, priority) is entered behind the last row claimed from it, so that the dead
+-- entries of jobs already done are never walked, whatever old snapshot keeps them. The gaps between known priorities are
+-- probed for one row each: a new priority becomes a lane with the claim of its first job.
+with lane as materialized (
+    select * from unnest(%(entrypoints)s::text[], %(priorities)s::integer[], %(seqs)s::bigint[]) as l (entrypoint, priority, seq)
+), gap as materialized (
+    select * from unnest(%(gap_entrypoints)s::text[], %(gap_aboves)s::bigint[], %(gap_belows)s::bigint[])
+        as g (entrypoint, above, below)
+), candidate as materialized (
+    select c.tid, c.priority, c.seq
+    from (
+        select h.tid, h.priority, h.seq
+        from lane cross join lateral (
+            select q.ctid as tid, q.priority, q.seq from {schema}.queued q
+            where q.entrypoint = lane.entrypoint and q.priority = lane.priority and q.seq > lane.seq
+            order by q.seq limit %(reach)s::integer
+        ) h
+        union all
+        select p.tid, p.priority, p.seq
+        from gap cross join lateral (
+            select q.ctid as tid, q.priority, q.seq from {schema}.queued q
+            where q.entrypoint = gap.entrypoint and q.priority > gap.above and q.priority < gap.below
+            order by q.priority desc, q.seq limit 1
+        ) p
+    ) c
+    order by c.priority desc, c.seq limit %(reach)s::integer
+), locked as materialized (
+    select q.ctid as tid
+    from candidate c join {schema}.queued q on q.ctid = c.tid
+    order by c.priority desc, c.seq limit %(limit)s::integer
+    for update of q skip locked
+), taken as (
+    delete from {schema}.queued q
+    where q.ctid = any (array(select tid from locked))
+        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and w.left_at is null)
+    returning q.job_id, q.seq, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
+), moved as (
+    insert into {schema}.running
+        (job_id, worker_id, claim_no, seq, entrypoint, priority, attempt, crashes, created_at, claimed_at, payload)
+    select job_id, %(worker_id)s::bigint, %(claim_no)s::bigint, seq, entrypoint, priority, attempt, crashes, created_at,
+        clock_timestamp(), payload
+    from taken order by priority desc, seq
+    returning job_id, seq, entrypoint, payload, priority, attempt, crashes, created_at
+)
+select (select count(*) from candidate), m.job_id, m.seq, m.entrypoint, m.payload, m.priority, m.attempt, m.crashes, m.created_at
+from (values (1)) as always (one) left join moved m on true
+order by m.priority desc, m.seq

@@ -1,0 +1,157 @@
+-- name: finish_jobs
+-- Successes, the hot statement: fenced by (job_id, worker_id, claim_no), locked in the order of job_id (a completion and a
+-- cancel of the same jobs deadlock otherwise). The row decides, not the worker: a cancel requested before makes the job cancelled.
+-- Only failed and cancelled jobs keep their payload. Returns the jobs that were still ours.
+with ended as materialized (
+    select * from unnest(%(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[])
+        as e (job_id, worker_id, claim_no)
+), locked as materialized (
+    select r.job_id, r.worker_id, r.claim_no
+    from {schema}.running r
+    where r.job_id = any (%(job_ids)s::bigint[]) order by r.job_id for update
+), gone as (
+    delete from {schema}.running r using ended e, locked l
+    where r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no and l.job_id = e.job_id
+    returning r.job_id, r.worker_id, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
+        r.cancel_requested_at, r.cancel_reason, r.payload
+), recorded as (
+    insert into {schema}.finished
+        (job_id, entrypoint, status, priority, attempt, crashes, worker_id, created_at, claimed_at, cancel_reason, payload)
+    select job_id, entrypoint, case when cancel_requested_at is null then 'successful' else 'cancelled' end,
+        priority, attempt, crashes, worker_id, created_at, claimed_at, cancel_reason,
+        case when cancel_requested_at is not null then payload end
+    from gone
+    returning job_id
+)
+select array(select job_id from recorded)
+
+-- name: settle_jobs
+-- Every other way out of running. action: 'failed', 'cancelled', 'again' (a new attempt or a snooze, after delay seconds,
+-- with a fresh seq) or 'back' (to its old place, as if never claimed). A requested cancel beats them all.
+-- Returns the jobs that were still ours, with where they went.
+with ended as materialized (
+    select * from unnest(
+        %(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[], %(actions)s::text[],
+        %(delays)s::double precision[], %(next_attempts)s::integer[],
+        %(error_types)s::text[], %(error_messages)s::text[], %(error_tracebacks)s::text[], %(reasons)s::text[]
+    ) as e (job_id, worker_id, claim_no, action, delay, next_attempt, error_type, error_message, error_traceback, reason)
+), locked as materialized (
+    select r.job_id from {schema}.running r
+    where r.job_id = any (%(job_ids)s::bigint[]) order by r.job_id for update
+), gone as (
+    delete from {schema}.running r using ended e, locked l
+    where r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no and l.job_id = e.job_id
+    returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at, r.payload,
+        case when r.cancel_requested_at is not null then 'cancelled' else e.action end as action,
+        coalesce(r.cancel_reason, e.reason) as reason,
+        e.delay, e.next_attempt, e.error_type, e.error_message, e.error_traceback
+), recorded as (
+    insert into {schema}.finished
+        (job_id, entrypoint, status, priority, attempt, crashes, worker_id, created_at, claimed_at,
+         cancel_reason, error_type, error_message, error_traceback, payload)
+    select job_id, entrypoint, action, priority, attempt, crashes, worker_id, created_at, claimed_at,
+        case when action = 'cancelled' then reason end, error_type, error_message, error_traceback, payload
+    from gone where action in ('failed', 'cancelled')
+), noted as (
+    insert into {schema}.attempt_error (job_id, attempt, worker_id, error_type, error_message, error_traceback)
+    select job_id, attempt, worker_id, error_type, error_message, error_traceback
+    from gone where action = 'again' and error_type is not null
+), requeued as (
+    insert into {schema}.queued (seq, job_id, entrypoint, priority, attempt, crashes, created_at, payload)
+    select case when action = 'back' then seq else nextval({queued_seq}) end,
+        job_id, entrypoint, priority, coalesce(next_attempt, attempt), crashes, created_at, payload
+    from gone where action = 'back' or (action = 'again' and coalesce(delay, 0) <= 0) order by seq
+    returning entrypoint
+), postponed as (
+    insert into {schema}.deferred (run_at, job_id, entrypoint, priority, attempt, crashes, created_at, payload)
+    select clock_timestamp() + make_interval(secs => delay),
+        job_id, entrypoint, priority, coalesce(next_attempt, attempt), crashes, created_at, payload
+    from gone where action = 'again' and delay > 0
+    returning job_id
+), woken as (
+    -- 'front': rows may lie left of every claimer's hint.
+    select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
+), alarmed as (
+    select pg_notify({channel}, 'deferred') where exists (select from postponed)
+)
+select job_id, action, (select count(*) from woken) + (select count(*) from alarmed) from gone
+
+-- name: give_back_claims
+-- Jobs that the worker does not know: of claims whose answer was lost on the way (job_id null: all that the claim took), and
+-- single ones that a reconcile found.
+with gone as (
+    delete from {schema}.running r
+    where r.worker_id = %(worker_id)s::bigint and exists (
+        select from unnest(%(job_ids)s::bigint[], %(claim_nos)s::bigint[]) as u (job_id, claim_no)
+        where u.claim_no = r.claim_no and (u.job_id is null or u.job_id = r.job_id)
+    )
+    returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
+        r.cancel_requested_at, r.cancel_reason, r.payload
+), recorded as (
+    insert into {schema}.finished
+        (job_id, entrypoint, status, priority, attempt, crashes, worker_id, created_at, claimed_at, cancel_reason, payload)
+    select job_id, entrypoint, 'cancelled', priority, attempt, crashes, worker_id, created_at, claimed_at, cancel_reason, payload
+    from gone where cancel_requested_at is not null
+), requeued as (
+    insert into {schema}.queued (seq, job_id, entrypoint, priority, attempt, crashes, created_at, payload)
+    select seq, job_id, entrypoint, priority, attempt, crashes, created_at, payload
+    from gone where cancel_requested_at is null order by seq
+    returning entrypoint
+), woken as (
+    select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
+)
+select array(select job_id from gone), (select count(*) from woken)
+
+-- name: list_claims
+-- What the database believes that this worker runs: the reconcile compares it with what it does run.
+select r.job_id, r.claim_no from {schema}.running r where r.worker_id = %(worker_id)s::bigint
+
+-- name: mark_overdue
+update {schema}.running r set overdue_at = clock_timestamp()
+where r.job_id = %(job_id)s::bigint and r.worker_id = %(worker_id)s::bigint and r.claim_no = %(claim_no)s::bigint
+
+-- name: cancel_jobs
+-- One snapshot: a job is visible in exactly one table, or its claim or completion is under way. Rows are locked in the
+-- order of job_id, table by table. Returns every id that the snapshot saw and that had not ended, and whether this
+-- statement affected it; the caller repeats with a fresh snapshot for those it did not (a mover was faster).
+with asked as materialized (
+    select distinct unnest(%(job_ids)s::bigint[]) as job_id
+), seen as materialized (
+    select d.job_id from {schema}.deferred d where d.job_id = any (%(job_ids)s::bigint[])
+    union all
+    select q.job_id from {schema}.queued q where q.job_id = any (%(job_ids)s::bigint[])
+    union all
+    select r.job_id from {schema}.running r where r.job_id = any (%(job_ids)s::bigint[]) and r.cancel_requested_at is null
+), deferred_locked as materialized (
+    select d.job_id from {schema}.deferred d where d.job_id = any (%(job_ids)s::bigint[]) order by d.job_id for update
+), queued_locked as materialized (
+    select q.job_id from {schema}.queued q where q.job_id = any (%(job_ids)s::bigint[]) order by q.job_id for update
+), running_locked as materialized (
+    select r.job_id from {schema}.running r where r.job_id = any (%(job_ids)s::bigint[]) order by r.job_id for update
+), undeferred as (
+    delete from {schema}.deferred d using deferred_locked l where d.job_id = l.job_id
+    returning d.job_id, d.entrypoint, d.priority, d.attempt, d.crashes, d.created_at, d.payload
+), unqueued as (
+    delete from {schema}.queued q using queued_locked l where q.job_id = l.job_id
+    returning q.job_id, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
+), recorded as (
+    insert into {schema}.finished (job_id, entrypoint, status, priority, attempt, crashes, created_at, cancel_reason, payload)
+    select u.job_id, u.entrypoint, 'cancelled', u.priority, u.attempt, u.crashes, u.created_at, %(reason)s::text, u.payload
+    from (select * from undeferred union all select * from unqueued) u
+    returning job_id
+), requested as (
+    update {schema}.running r set cancel_requested_at = clock_timestamp(), cancel_reason = %(reason)s::text
+    from running_locked l
+    where r.job_id = l.job_id and r.cancel_requested_at is null
+    returning r.job_id, r.worker_id, r.claim_no
+), chunk as (
+    -- A notification holds less than 8,000 bytes: 100 jobs of at most 41 characters each.
+    select worker_id, string_agg(job_id || '.' || claim_no, ',') as jobs
+    from (select *, (row_number() over (partition by worker_id order by job_id) - 1) / 100 as number from requested) n
+    group by worker_id, number
+), woken as (
+    select pg_notify({channel}, 'cancel:' || worker_id || ':' || jobs) from chunk
+)
+select s.job_id, (a.job_id is not null), (select count(*) from woken)
+from (select job_id from seen union select job_id from recorded union select job_id from requested) s
+left join (select job_id from recorded union all select job_id from requested) a using (job_id)
