@@ -1,0 +1,38 @@
+"""Handlers in child processes: for work that holds the interpreter, or that must be ended from outside.
+
+A child gets the job and nothing else: a context lives in the worker's event loop and does not travel. On cancellation
+the child gets SIGTERM, and SIGKILL after ``cancel_grace``; the job's task lives until the child has ended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._context import Context
+from .._errors import ConfigurationError
+from .._registry import ExecutorParameters, HandlerKind
+from ._base import AbstractEntrypointExecutor
+from ._process import check_importable
+
+
+class ProcessExecutor(AbstractEntrypointExecutor):
+    """Call a handler, sync or async, in a child process of the worker. Chosen by ``executor_factory=ProcessExecutor``.
+
+    :raises ConfigurationError: if the handler cannot be imported by name in another process, or takes a context
+    """
+
+    kind = HandlerKind.PROCESS
+
+    def __init__(self, parameters: ExecutorParameters) -> None:
+        super().__init__(parameters)
+        if parameters.wants_context:
+            raise ConfigurationError(
+                f"the handler of {parameters.name!r} takes a context, which cannot travel to another process: "
+                "let it take the job alone"
+            )
+        self._target = check_importable(parameters.func)
+
+    async def execute(self, job: Any, context: Context) -> object:
+        """Run the handler in a child and wait for its end, whatever is cancelled meanwhile."""
+        tools = context.tools
+        return await tools.process_pool.run(self._target, (job,), cancel_grace=tools.cancel_grace)
