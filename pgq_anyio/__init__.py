@@ -1,0 +1,46 @@
+"""pgq_anyio: a PostgreSQL job queue and cron scheduler in which structured concurrency is the design."""
+
+from ._app import PgQueuer
+from ._context import Cancellation, Context, current_context
+from ._db import PsycopgDriver
+from ._errors import AppLoadError, ConfigurationError, JobTimeout, PgqError, SchemaError
+from ._executors import (
+    AbstractEntrypointExecutor,
+    EntrypointExecutor,
+    ProcessExecutor,
+    RetryWithBackoffEntrypointExecutor,
+    ThreadExecutor,
+)
+from ._lifecycle import Cancel, Discard, Retry, Snooze
+from ._models import CancelReason, ErrorRecord, Job, JobId, JobRecord, JobStatus, Schedule
+from ._registry import ExecutorParameters
+
+__all__ = [
+    "AbstractEntrypointExecutor",
+    "AppLoadError",
+    "Cancel",
+    "CancelReason",
+    "Cancellation",
+    "ConfigurationError",
+    "Context",
+    "Discard",
+    "EntrypointExecutor",
+    "ErrorRecord",
+    "ExecutorParameters",
+    "Job",
+    "JobId",
+    "JobRecord",
+    "JobStatus",
+    "JobTimeout",
+    "PgQueuer",
+    "PgqError",
+    "ProcessExecutor",
+    "PsycopgDriver",
+    "Retry",
+    "RetryWithBackoffEntrypointExecutor",
+    "Schedule",
+    "SchemaError",
+    "Snooze",
+    "ThreadExecutor",
+    "current_context",
+]

@@ -1,0 +1,321 @@
+"""``PgQueuer``: the app that users write their handlers against, and the way to run it.
+
+Building one opens nothing and needs no event loop, so that it can stand at the top of a module.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+from anyio.abc import TaskStatus
+from anyio.lowlevel import current_token
+
+from ._context import Context
+from ._cron import CronSchedule
+from ._database import open_database
+from ._db import PsycopgDriver
+from ._durations import count, seconds
+from ._errors import ConfigurationError, first_leaf
+from ._executors import EntrypointExecutor, ThreadExecutor
+from ._models import JobId
+from ._registry import (
+    MIN_LEASE,
+    Entrypoint,
+    Executor,
+    ExecutorFactory,
+    ExecutorParameters,
+    Registry,
+    ScheduleEntry,
+    check_expression,
+    check_name,
+    is_async_callable,
+    wants_context,
+)
+from ._retry import RetryPolicy
+from ._run_settings import Mode, RunSettings, check_run_settings
+from ._stop import Stop
+from ._store._sql import DEFAULT_SCHEMA, Store
+from ._term import Worker
+from ._timetable import Missed
+from ._worker import run_worker
+
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
+Source = str | PsycopgDriver | None
+
+
+class PgQueuer:
+    """An app: its entrypoints, its schedules, and the worker that runs them.
+
+    :param source: a DSN, a :class:`PsycopgDriver`, or ``None`` to look in the environment: ``PGQ_ANYIO_DSN``,
+        ``DATABASE_URL``, libpq's ``PG*`` variables, and else an embedded database (extra ``embedded``)
+    :param schema: the PostgreSQL schema that holds the tables. Defaults to ``pgq_anyio``.
+    :param lifespan: called without arguments when a worker starts; the async context manager that it gives is entered
+        before the first job and left after the last one; its value is ``ctx.resources``
+    :raises ConfigurationError: if the schema cannot be a name in PostgreSQL
+    """
+
+    def __init__(
+        self,
+        source: Source = None,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+    ) -> None:
+        if source is not None and not isinstance(source, str | PsycopgDriver):
+            raise ConfigurationError(f"a PgQueuer takes a DSN or a PsycopgDriver, not {type(source).__name__}")
+        if lifespan is not None and not callable(lifespan):
+            raise ConfigurationError("lifespan must be a function that gives an async context manager, not one itself")
+        self._source = source
+        self._store = Store(schema)
+        self._lifespan = lifespan
+        self._registry = Registry()
+        self._worker: Worker | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._registry.entrypoints) or "nothing yet"
+        return f"<PgQueuer schema={self.schema!r} serving {names}>"
+
+    @property
+    def schema(self) -> str:
+        """The PostgreSQL schema that holds the tables."""
+        return self._store.schema
+
+    # -- registration ----------------------------------------------------------------------------------------------
+
+    def entrypoint(
+        self,
+        name: str,
+        *,
+        retry_timer: float | timedelta | None = None,
+        timeout: float | timedelta | None = None,
+        max_attempts: int = 1,
+        max_crashes: int = 5,
+        executor_factory: ExecutorFactory | None = None,
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Register a handler of jobs. Used as a decorator; the function is returned unchanged.
+
+        A handler takes the job, or the job and its context (a second positional parameter without a default). Sync
+        functions run in threads.
+
+        :param name: the name that jobs are enqueued under, unique in the app
+        :param retry_timer: a sign of life of the worker is expected within this time (in seconds), or ``None`` for the
+            worker's ``lease``; the shortest one of all entrypoints becomes the lease. At least 2.
+        :param timeout: a run is cancelled and counts as failed after this time (in seconds); ``None`` never
+        :param max_attempts: how many attempts may fail before the job does. Defaults to 1.
+        :param max_crashes: how many workers may die while they run a job before it fails. Defaults to 5.
+        :param executor_factory: called with the :class:`ExecutorParameters`, gives the executor of this entrypoint
+        :raises RuntimeError: if the name is registered already
+        :raises ConfigurationError: if an option cannot be used; the message names it
+        """
+        check_name("an entrypoint", name)
+        checked_timer = None if retry_timer is None else seconds("retry_timer", retry_timer, at_least=MIN_LEASE)
+        checked_timeout = None if timeout is None else seconds("timeout", timeout, above=0.0)
+        attempts = count("max_attempts", max_attempts)
+        crashes = count("max_crashes", max_crashes)
+
+        def register(function: HandlerT) -> HandlerT:
+            parameters = ExecutorParameters(
+                name=name,
+                func=function,
+                is_async=is_async_callable(function),
+                wants_context=wants_context(function, f"the handler of {name!r}"),
+                timeout=checked_timeout,
+                max_attempts=attempts,
+                max_crashes=crashes,
+                retry_timer=checked_timer,
+            )
+            self._registry.add_entrypoint(
+                Entrypoint(
+                    name=name,
+                    executor=_make_executor(parameters, executor_factory),
+                    timeout=checked_timeout,
+                    max_attempts=attempts,
+                    max_crashes=crashes,
+                    retry_timer=checked_timer,
+                    retry_policy=RetryPolicy(),
+                )
+            )
+            return function
+
+        return register
+
+    def schedule(
+        self,
+        name: str,
+        expression: str,
+        *,
+        timezone: str = "UTC",
+        missed: str = "coalesce",
+        executor_factory: ExecutorFactory | None = None,
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Register a handler that runs at the times of a cron expression, once in the whole fleet. Used as a decorator.
+
+        A handler takes the :class:`Schedule`, or the schedule and its context. A run that is longer than its period
+        does not overlap the next one. An exception is recorded and the next occurrence runs; so does ``Retry`` or
+        ``Snooze``, which an occurrence has no use for.
+
+        :param name: a name; with another expression it can be used again
+        :param expression: five cron fields, six with seconds last, or a form like ``@hourly``
+        :param timezone: the IANA time zone that the fields are read in. Defaults to UTC.
+        :param missed: what to do with occurrences that passed while no worker was there or the run before was still
+            going: ``"coalesce"`` (one run, for the latest; the default), ``"skip"`` (none), ``"catch_up"`` (a run for
+            each, one after the other)
+        :param executor_factory: called with the :class:`ExecutorParameters`, gives the executor of this schedule
+        :raises RuntimeError: if this name is registered with this expression already
+        :raises ConfigurationError: if the expression, the time zone or another option cannot be used
+        """
+        check_name("a schedule", name)
+        cron = CronSchedule.parse(expression, timezone)
+        expression = check_expression(cron.expression)
+        if missed not in [*Missed]:
+            raise ConfigurationError(f"missed must be 'coalesce', 'skip' or 'catch_up', not {missed!r}")
+
+        def register(function: HandlerT) -> HandlerT:
+            parameters = ExecutorParameters(
+                name=name,
+                func=function,
+                is_async=is_async_callable(function),
+                wants_context=wants_context(function, f"the handler of the schedule {name!r}"),
+                expression=expression,
+            )
+            executor = _make_executor(parameters, executor_factory)
+            self._registry.add_schedule(
+                ScheduleEntry(name=name, expression=expression, cron=cron, missed=Missed(missed), executor=executor)
+            )
+            return function
+
+        return register
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        *,
+        dequeue_timeout: float | timedelta = 30.0,
+        batch_size: int = 100,
+        max_concurrency: int = 100,
+        mode: Mode = "continuous",
+        lease: float | timedelta = 30.0,
+        shutdown_grace: float | timedelta = 30.0,
+        cancel_grace: float | timedelta = 5.0,
+        signals: Sequence[signal.Signals] = (),
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Run a worker until it is stopped, on trio or asyncio. Never returns while a handler runs.
+
+        ``await tg.start(app.run)`` returns once the worker is registered and listens. Cancelling the scope around
+        this call cancels the jobs at once, gives them back, and re-raises the cancellation.
+
+        :param dequeue_timeout: the longest pause between two looks at the queue (in seconds); notifications make it
+            shorter
+        :param batch_size: how many jobs are claimed at a time
+        :param max_concurrency: how many handlers run at once in this worker
+        :param mode: ``"continuous"``, or ``"drain"`` to return when no job is left for the app's names
+        :param lease: a worker without a sign of life for this long is declared dead by the others (in seconds, at
+            least 2)
+        :param shutdown_grace: how long running jobs may go on after a request to stop (in seconds)
+        :param cancel_grace: how long a handler may take to end after it was cancelled (in seconds)
+        :param signals: signals that stop the worker: the first gracefully, the second at once. None by default.
+        :raises RuntimeError: if this app is being run already
+        :raises ConfigurationError: if an option cannot be used; the message names it
+        :raises SchemaError: if the schema in the database does not fit
+        :raises psycopg.OperationalError: if the database cannot be reached
+        """
+        settings = check_run_settings(
+            dequeue_timeout=dequeue_timeout,
+            batch_size=batch_size,
+            max_concurrency=max_concurrency,
+            mode=mode,
+            lease=lease,
+            shutdown_grace=shutdown_grace,
+            cancel_grace=cancel_grace,
+            signals=signals,
+            exit_process=False,
+        )
+        await self._run(settings, task_status=task_status)
+
+    def _redirect(self, dsn: str | None, schema: str | None) -> None:
+        """Run on another database or schema than the app was built with (``--dsn`` and ``--schema`` of the CLI)."""
+        if dsn is not None:
+            self._source = dsn
+        if schema is not None:
+            self._store = Store(schema)
+
+    async def _run(
+        self,
+        settings: RunSettings,
+        *,
+        migrate_first: bool = False,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """``run`` with settings that were checked already; ``migrate_first`` brings the schema up to date."""
+        if self._worker is not None:
+            raise RuntimeError("this PgQueuer is being run already; an app runs one worker at a time")
+        stop = Stop()
+        async with open_database(self._source, self._store, migrate_first=migrate_first) as driver:
+            if self._worker is not None:
+                raise RuntimeError("this PgQueuer is being run already; an app runs one worker at a time")
+            self._worker = Worker(
+                registry=self._registry,
+                driver=driver,
+                store=self._store,
+                settings=settings,
+                stop=stop,
+                lifespan=self._lifespan or _no_lifespan,
+            )
+            try:
+                await run_worker(self._worker, task_status=task_status)
+            except BaseExceptionGroup as group:
+                raise first_leaf(group) from None
+            finally:
+                self._worker = None
+
+    def stop(self) -> None:
+        """Ask the running worker to stop gracefully.
+
+        Safe from any thread and any number of times; does nothing before ``run()``.
+        """
+        worker = self._worker
+        if worker is None:
+            return
+        try:
+            token = current_token()
+        except Exception:  # noqa: BLE001  (no event loop in this thread; AnyIO's class for it differs between versions)
+            token = None
+        if token == worker.stop.token:
+            worker.stop.request()
+        else:
+            anyio.from_thread.run_sync(worker.stop.request, token=worker.stop.token)
+
+    def get_context(self, job_id: JobId) -> Context:
+        """The context of a job that this worker is running.
+
+        :raises LookupError: if no such job runs here
+        """
+        worker = self._worker
+        run = None if worker is None or worker.term is None else worker.term.holdings.find(job_id)
+        if run is None:
+            raise LookupError(f"no job {job_id} is running in this worker")
+        return run.context
+
+
+def _make_executor(parameters: ExecutorParameters, factory: ExecutorFactory | None) -> Executor:
+    if factory is None:
+        return EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
+    executor = factory(parameters)
+    if not hasattr(executor, "execute"):
+        raise ConfigurationError(
+            f"the executor_factory of {parameters.name!r} gave {executor!r}, which has no execute()"
+        )
+    return executor
+
+
+@asynccontextmanager
+async def _no_lifespan() -> AsyncIterator[None]:
+    yield None

@@ -1,0 +1,62 @@
+"""A dedicated connection that is opened when it is needed and replaced when it is broken.
+
+The worker's services each have one, so that a heartbeat never waits for a pool that handlers drain.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+import attrs
+
+from .connection import Connection
+from .driver import PsycopgDriver
+
+#: By a statement and not by the ``options`` of the connection, which poolers refuse.
+_SET: Final = "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) as s (name, value)"
+
+
+@attrs.define(eq=False)
+class Line:
+    """One role's connection to the database."""
+
+    driver: PsycopgDriver
+    #: shown in ``pg_stat_activity`` as ``pgq_anyio <role>``
+    role: str
+    #: server settings of this connection
+    settings: dict[str, str] = attrs.field(factory=dict)
+    #: whether this is the connection that needs a session of its own (LISTEN)
+    direct: bool = False
+    #: how often a connection was opened
+    opened: int = attrs.field(default=0, init=False)
+    _conn: Connection | None = attrs.field(default=None, init=False)
+    _opening: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
+
+    async def connection(self) -> Connection:
+        """The connection, opened if there is none that works.
+
+        :raises psycopg.OperationalError: if the server cannot be reached
+        """
+        if self._conn is None or self._conn.closed:
+            async with self._opening:
+                if self._conn is None or self._conn.closed:
+                    self._conn = await self._open()
+                    self.opened += 1
+        return self._conn
+
+    async def _open(self) -> Connection:
+        conn = await self.driver.connect(role=self.role, direct=self.direct)
+        try:
+            if self.settings:
+                await conn.execute(_SET, [list(self.settings), list(self.settings.values())])
+        except BaseException:
+            conn.abort()
+            raise
+        return conn
+
+    def close(self) -> None:
+        """Close at once, without waiting."""
+        if self._conn is not None:
+            self._conn.abort()
+            self._conn = None

@@ -1,0 +1,202 @@
+"""Brings in work: one claimer per worker, in batches as large as there is room.
+
+A claim is a commit point: from the server's commit to the start of the jobs the stretch is shielded, or rows would be
+held
+by a worker that does not know them. The shield ends soon after the worker is told to stop (``ClaimShield.hurry``); a
+claim that is lost all the same is remembered by its number and given back.
+
+While there is work nobody notifies anybody. A claimer that finds nothing marks its worker as sleeping, looks again
+after 10 ms, 50 ms, 250 ms and 1 s (an enqueue that did not see the mark may have been under way), and then trusts
+notifications,
+with the poll interval as fallback. The mark stays while the worker wakes for single jobs, and is taken off only after a
+second without idling, so that its row is no hot row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+import attrs
+from anyio import CancelScope
+from anyio.abc import TaskStatus
+from psycopg import OperationalError
+
+from .._db import Connection, retrying
+from .._db.line import Line
+from .._doorbell import Doorbell
+from .._hints import Hints, Lanes
+from .._holdings import Holdings
+from .._models import Job
+from .._store._sql import Store
+from .._store.queued import Claim, claim_hinted, claim_sweep
+from .._store.worker import set_sleeping
+
+#: When a worker that fell asleep looks again (in seconds after the last look).
+LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
+#: Without idling for this long a worker is no sleeper (in seconds).
+AWAKE_AFTER: Final = 1.0
+#: The longest a claim may take (in seconds), and the longest once the worker stops.
+CLAIM_TIMEOUT: Final = 30.0
+HURRIED_CLAIM: Final = 0.5
+#: How far beyond its batch a claimer reaches when others claim the same rows.
+MAX_REACH: Final = 8
+#: Pause before a claim is tried again whose rows were all locked by others (in seconds, jittered).
+CONTENDED_PAUSE: Final = 0.002
+
+#: What a claimer that is at work uses; seq scans, hash and merge joins are never right for it, whatever ANALYZE has
+#: seen.
+DISPATCH_SETTINGS: Final = {
+    "synchronous_commit": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
+@attrs.define(eq=False)
+class ClaimShield:
+    """Bounds the claim that is under way when the worker stops."""
+
+    _scope: CancelScope | None = attrs.field(default=None, init=False)
+
+    def open(self) -> CancelScope:
+        """A shielded scope for one claim."""
+        self._scope = CancelScope(shield=True, deadline=anyio.current_time() + CLAIM_TIMEOUT)
+        return self._scope
+
+    def hurry(self) -> None:
+        """Let the claim under way, if any, end soon."""
+        if self._scope is not None:
+            self._scope.deadline = min(self._scope.deadline, anyio.current_time() + HURRIED_CLAIM)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Claimer:
+    """What a claimer knows."""
+
+    line: Line
+    store: Store
+    worker_id: int
+    holdings: Holdings
+    hints: Hints
+    shield: ClaimShield
+    #: starts the jobs of one claim; never waits
+    start_jobs: Callable[[Sequence[Job], int], None]
+    #: rung when there may be work
+    bell: Doorbell
+    #: rung when a slot becomes free
+    room: Doorbell
+    batch_size: int
+    poll_interval: float
+    #: called when the claimer finds nothing to do
+    on_idle: Callable[[], None]
+    #: rows looked at per row wanted
+    reach: int = attrs.field(default=1, init=False)
+    #: whether the worker row says that enqueuers should notify us
+    sleeping: bool = attrs.field(default=False, init=False)
+    #: how many of LOOK_AGAIN have passed
+    looks: int = attrs.field(default=0, init=False)
+    idled_at: float = attrs.field(default=0.0, init=False)
+
+
+async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Claim until cancelled."""
+    claimer.idled_at = anyio.current_time()
+    task_status.started()
+    while True:
+        if claimer.holdings.room < 1:
+            await claimer.room.wait()
+        elif await retrying(partial(claim_once, claimer), what="claiming jobs"):
+            if claimer.sleeping and anyio.current_time() - claimer.idled_at > AWAKE_AFTER:
+                await _mark(claimer, sleeping=False)
+        else:
+            await _rest(claimer)
+
+
+async def claim_once(claimer: Claimer) -> bool:
+    """Make one claim and start what it brings.
+
+    :return: whether it is worth claiming again at once
+    :raises psycopg.OperationalError: if the claim was not answered in time; its number is then remembered as lost
+    """
+    limit = min(claimer.holdings.room, claimer.batch_size)
+    number = claimer.holdings.open_claim()
+    claim: Claim | None = None
+    lanes: Lanes | None = None
+    try:
+        with claimer.shield.open():
+            opened = claimer.line.opened
+            conn = await claimer.line.connection()
+            if claimer.line.opened != opened:
+                claimer.hints.forget()
+            lanes = claimer.hints.lanes(anyio.current_time())
+            claim = await _claim(claimer, conn, lanes, number, limit)
+            claimer.hints.learn(claim.jobs)
+            claimer.start_jobs([job for job, _ in claim.jobs], number)
+    finally:
+        if claim is None:
+            claimer.holdings.lose_claim(number)
+        else:
+            claimer.holdings.resolve_claim(number)
+    if claim is None:
+        claimer.line.close()
+        raise OperationalError("the claim was not answered in time")
+    got = len(claim.jobs)
+    contended = got < min(limit, claim.candidates)
+    claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
+    if contended and not got:
+        await anyio.sleep(CONTENDED_PAUSE * random.random())  # noqa: S311  (jitter, not a secret)
+    if got < limit and lanes is not None:
+        claimer.hints.sweep_next()
+    return got == limit or contended or lanes is not None
+
+
+async def _claim(claimer: Claimer, conn: Connection, lanes: Lanes | None, number: int, limit: int) -> Claim:
+    reach = limit * claimer.reach
+    if lanes is not None:
+        return await claim_hinted(
+            conn, claimer.store, lanes, worker_id=claimer.worker_id, claim_no=number, limit=limit, reach=reach
+        )
+    started = anyio.current_time()
+    claim = await claim_sweep(
+        conn,
+        claimer.store,
+        list(claimer.hints.entrypoints),
+        worker_id=claimer.worker_id,
+        claim_no=number,
+        limit=limit,
+        reach=reach,
+    )
+    now = anyio.current_time()
+    claimer.hints.swept(now, now - started)
+    return claim
+
+
+async def _rest(claimer: Claimer) -> None:
+    """Nothing to do: wait for the bell, or until it is time to look again."""
+    if not claimer.sleeping:
+        await _mark(claimer, sleeping=True)
+        claimer.looks = 0
+    claimer.on_idle()
+    looking_again = claimer.looks < len(LOOK_AGAIN)
+    timeout = LOOK_AGAIN[claimer.looks] if looking_again else claimer.poll_interval
+    if not await claimer.bell.wait(timeout) and looking_again:
+        claimer.looks += 1
+    claimer.idled_at = anyio.current_time()
+    claimer.hints.sweep_next()
+
+
+async def _mark(claimer: Claimer, *, sleeping: bool) -> None:
+    async def mark() -> None:
+        conn = await claimer.line.connection()
+        await set_sleeping(conn, claimer.store, worker_id=claimer.worker_id, sleeping=sleeping)
+
+    await retrying(mark, what="marking the worker as sleeping")
+    claimer.sleeping = sleeping

@@ -1,0 +1,101 @@
+"""Stores outcomes: everything that ended while the last batch was under way goes into the next one.
+
+The task is shielded: outcomes are stored even while everything around is being cancelled. It ends once its queue is
+closed and empty; whoever closes the queue bounds the rest with ``CompleterShield.limit``. Outcomes are fenced, so a
+batch whose answer was lost is simply sent again: rows that are gone do not match.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+import attrs
+from anyio import CancelScope
+
+from .._db import retrying
+from .._db.line import Line
+from .._endings import Ending, Endings
+from .._lifecycle import Succeeded
+from .._models import Held
+from .._store._sql import Store
+from .._store.running import finish_jobs, settle_jobs
+from .._store.schedule import release_schedules
+from .._timetable import HeldSchedule
+
+logger = logging.getLogger("pgq_anyio.completer")
+
+#: Jobs per statement: large enough to be cheap, small enough not to hold locks for long.
+BATCH: Final = 1000
+
+#: Settings of the connection: outcomes are durable, and plans do not depend on what ANALYZE happened to see.
+COMPLETION_SETTINGS: Final = {"synchronous_commit": "on", "plan_cache_mode": "force_generic_plan", "jit": "off"}
+
+Batch = Sequence[Ending]
+
+
+@attrs.define(eq=False)
+class CompleterShield:
+    """Bounds how long the last outcomes may take."""
+
+    _scope: CancelScope = attrs.field(factory=lambda: CancelScope(shield=True), init=False)
+
+    @property
+    def scope(self) -> CancelScope:
+        """The scope that the completer runs in."""
+        return self._scope
+
+    def limit(self, timeout: float) -> None:
+        """Give the completer this long from now (in seconds)."""
+        self._scope.deadline = min(self._scope.deadline, anyio.current_time() + timeout)
+
+
+async def run_completer(
+    line: Line,
+    store: Store,
+    endings: Endings,
+    shield: CompleterShield,
+    *,
+    on_stored: Callable[[Batch], None],
+    leaving: Callable[[], bool],
+) -> None:
+    """Store outcomes until the queue is closed and empty, or until the shield's limit has passed.
+
+    :param on_stored: called with every batch that the database has answered for
+    :param leaving: whether this worker starts no scheduled runs any more
+    """
+    with shield.scope:
+        try:
+            while batch := await endings.take(BATCH):
+                await retrying(partial(store_batch, line, store, batch, leaving=leaving()), what="storing outcomes")
+                endings.stored(batch)
+                on_stored(batch)
+        finally:
+            line.close()
+    if endings.unstored:
+        logger.error(
+            "%d outcomes could not be stored before the worker had to go; what they belong to runs again after the lease",
+            endings.unstored,
+        )
+
+
+async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: bool = False) -> int:
+    """Store one batch; how many outcomes were still ours to write."""
+    conn = await line.connection()
+    jobs = [(held, outcome) for held, outcome in batch if isinstance(held, Held)]
+    successes = [held for held, outcome in jobs if isinstance(outcome, Succeeded)]
+    others = [(held, outcome) for held, outcome in jobs if not isinstance(outcome, Succeeded)]
+    matched = 0
+    if len(jobs) < len(batch):
+        runs = [(held, outcome) for held, outcome in batch if isinstance(held, HeldSchedule)]
+        matched += len(await release_schedules(conn, store, runs, leaving=leaving))
+    if successes:
+        matched += len(await finish_jobs(conn, store, successes))
+    if others:
+        matched += len(await settle_jobs(conn, store, others))
+    if matched < len(batch):
+        logger.info("%d outcomes were dropped: they were no longer held by this worker", len(batch) - matched)
+    return matched

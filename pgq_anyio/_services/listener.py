@@ -1,0 +1,137 @@
+"""Hears notifications: that there is work, that the promoter or the scheduler has to look, that a job is to be
+cancelled.
+
+Nothing depends on them: whatever a notification says is found by polling and by heartbeats too. Each heartbeat sends an
+echo to a channel of this worker alone; a listener that hears nothing for a whole lease, although heartbeats go through,
+takes its connection for dead (half-open, or behind a pooler that swallows notifications) and opens a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+from psycopg import OperationalError, sql
+
+from .._db import Connection, retrying
+from .._db.line import Line
+from .._models import JobId
+
+logger = logging.getLogger("pgq_anyio.listener")
+
+
+def worker_channel(worker_id: int) -> str:
+    """The channel on which only this worker listens."""
+    return f"pgq_anyio.w{worker_id}"
+
+
+@attrs.define(eq=False, kw_only=True)
+class Ear:
+    """What a listener knows."""
+
+    line: Line
+    channels: tuple[str, ...]
+    #: seconds without any notification after which the connection counts as dead
+    silence: float
+    #: called with the text of every notification
+    on_notification: Callable[[str], None]
+    #: called after every (re)connect: something may have been missed
+    on_listening: Callable[[], None]
+
+
+async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Listen until cancelled."""
+    started = False
+
+    async def listen() -> None:
+        nonlocal started
+        conn = await ear.line.connection()
+        await subscribe(conn, ear.channels)
+        ear.on_listening()
+        if not started:
+            started = True
+            task_status.started()
+        try:
+            while await hear_once(ear, conn):
+                pass
+        finally:
+            ear.line.close()
+
+    while True:
+        await retrying(listen, what="listening for notifications")
+
+
+async def subscribe(conn: Connection, channels: tuple[str, ...]) -> None:
+    """LISTEN on every channel."""
+    for channel in channels:
+        await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+
+
+async def hear_once(ear: Ear, conn: Connection) -> bool:
+    """Wait for notifications and pass them on.
+
+    :raises psycopg.OperationalError: if nothing was heard for too long
+    """
+    notifications = await conn.wait_notifies(ear.silence)
+    if not notifications:
+        raise OperationalError(f"no notification was heard for {ear.silence:g} s although heartbeats send one")
+    for notification in notifications:
+        ear.on_notification(notification.payload)
+    return True
+
+
+@attrs.frozen
+class Wake:
+    """There is work for ``entrypoint`` (``None``: for some name); ``in_front``: it may lie left of every hint."""
+
+    entrypoint: str | None
+    in_front: bool
+
+
+@attrs.frozen
+class Alarm:
+    """A deferred job may be due earlier than was known."""
+
+
+@attrs.frozen
+class CancelRequest:
+    """Jobs of one worker are to be cancelled."""
+
+    worker_id: int
+    #: (job id, claim number)
+    jobs: list[tuple[JobId, int]]
+
+
+@attrs.frozen
+class ScheduleChange:
+    """A schedule was paused or resumed, or may run again."""
+
+
+def parse_notification(payload: str) -> Wake | Alarm | CancelRequest | ScheduleChange | None:
+    """What a notification says; ``None`` for an echo, and for words that this version does not know."""
+    word, _, rest = payload.partition(":")
+    match word:
+        case "queued" | "front":
+            # Long names are cut: such a notification is for whoever it may concern.
+            return Wake(rest if 0 < len(rest) < 1000 else None, in_front=word == "front")
+        case "deferred":
+            return Alarm()
+        case "cancel":
+            return _parse_cancel(rest)
+        case "schedule":
+            return ScheduleChange()
+        case _:
+            return None
+
+
+def _parse_cancel(text: str) -> CancelRequest | None:
+    worker_id, _, jobs = text.partition(":")
+    try:
+        pairs = [job.split(".") for job in jobs.split(",")]
+        return CancelRequest(int(worker_id), [(JobId(int(job_id)), int(claim_no)) for job_id, claim_no in pairs])
+    except ValueError:
+        logger.warning("a notification that cannot be read was ignored: %r", text[:100])
+        return None

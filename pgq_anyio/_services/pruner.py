@@ -1,0 +1,62 @@
+"""Keeps the record of finished jobs bounded: makes its days ahead and drops those that are older than the retention.
+
+Every worker does it, each the more rarely the more there are, so that the fleet as a whole looks once per interval.
+It has a connection of its own only while it works.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+from .._db import retrying
+from .._db.line import Line
+from .._store._sql import Store
+from .._store.finished import ensure_partitions, prune_finished
+
+logger = logging.getLogger("pgq_anyio.pruner")
+
+#: Pause between two passes of the whole fleet (in seconds).
+INTERVAL: Final = 3600.0
+#: How long records of finished jobs are kept (in seconds): seven days.
+RETENTION: Final = 7 * 86400.0
+
+
+@attrs.define(eq=False, kw_only=True)
+class Pruner:
+    """What a pruner knows."""
+
+    line: Line
+    store: Store
+    #: how many workers live, this one included
+    workers: Callable[[], int]
+    retention: float = RETENTION
+
+
+async def run_pruner(pruner: Pruner, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Prune until cancelled; started once the days ahead have been made."""
+    await retrying(partial(prune_once, pruner), what="preparing the record of finished jobs")
+    task_status.started()
+    while True:
+        await anyio.sleep(INTERVAL * pruner.workers() * random.uniform(0.5, 1.5))  # noqa: S311  (jitter, not a secret)
+        await retrying(partial(prune_once, pruner), what="pruning the record of finished jobs")
+
+
+async def prune_once(pruner: Pruner) -> int:
+    """Make the days ahead and drop what is too old; how many partitions and rows went."""
+    try:
+        conn = await pruner.line.connection()
+        made = await ensure_partitions(conn, pruner.store)
+        dropped = await prune_finished(conn, pruner.store, retention=pruner.retention)
+    finally:
+        pruner.line.close()
+    if made or dropped:
+        logger.debug("made %d days of the record of finished jobs, dropped %d", made, dropped)
+    return dropped

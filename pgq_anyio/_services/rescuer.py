@@ -1,0 +1,145 @@
+"""Takes over the jobs of workers that are gone.
+
+*Dead* is a judgement of this worker's own, by its own monotonic clock: it has seen the same beat for a full lease of
+the
+other worker, as that worker's row states it. The database's clock may step, a server may have been promoted or away
+for an
+hour: nobody is judged by that. When a beat was *made* is estimated from its age in the answer, but never as earlier
+than
+our own look before it, and only if the database's clock ran as ours did between the two looks; otherwise the lease is
+counted from the moment we saw it.
+
+The heartbeats' answers bring all the sightings: as long as everybody is well this asks the database nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+import attrs
+
+from .._db import retrying
+from .._db.line import Line
+from .._doorbell import Doorbell
+from .._store._sql import Store
+from .._store.worker import Peer, Pulse, rescue_jobs
+
+logger = logging.getLogger("pgq_anyio.rescuer")
+
+#: What a worker allows the jobs of one that left no row to say otherwise.
+DEFAULT_MAX_CRASHES: Final = 5
+#: A clock that ran differently from ours by more than this between two looks has stepped (in seconds).
+CLOCK_TOLERANCE: Final = 1.0
+#: Past the end of a lease by this much it is over for certain (in seconds).
+SLACK: Final = 0.05
+#: After a rescue that found its worker's row locked or its beat changed, look again this much later (in seconds).
+LOOK_AGAIN: Final = 0.5
+
+
+@attrs.define(eq=False)
+class Sighting:
+    """A beat of another worker, and when it was made at the latest (event loop's clock)."""
+
+    beat: int
+    made_at: float
+    lease: float
+
+    @property
+    def due_at(self) -> float:
+        """When this worker is dead unless it beats again."""
+        return self.made_at + self.lease + SLACK
+
+
+@attrs.define(eq=False)
+class Sightings:
+    """What is known of the other workers."""
+
+    _seen: dict[int, Sighting] = attrs.field(factory=dict, init=False)
+    _left: dict[int, int] = attrs.field(factory=dict, init=False)
+    _last_look: float | None = attrs.field(default=None, init=False)
+    _last_clock: float = attrs.field(default=0.0, init=False)
+
+    def observe(self, peers: Sequence[Peer], *, clock: float, now: float) -> None:
+        """Take in an answer.
+
+        :param clock: the database's clock (in seconds)
+        :param now: when the answer was asked for (event loop's clock)
+        """
+        steady = (
+            self._last_look is not None and abs((clock - self._last_clock) - (now - self._last_look)) < CLOCK_TOLERANCE
+        )
+        earliest = self._last_look if steady and self._last_look is not None else now
+        self._left = {peer.worker_id: peer.beat for peer in peers if peer.has_left}
+        known = {peer.worker_id for peer in peers}
+        self._seen = {worker_id: seen for worker_id, seen in self._seen.items() if worker_id in known}
+        for peer in peers:
+            seen = self._seen.get(peer.worker_id)
+            if seen is None or seen.beat != peer.beat or seen.lease != peer.lease:
+                made_at = min(now, max(earliest, now - max(0.0, peer.age)))
+                self._seen[peer.worker_id] = Sighting(peer.beat, made_at, peer.lease)
+        self._last_look, self._last_clock = now, clock
+
+    def next_due(self) -> float:
+        """When the earliest lease runs out, unless its worker beats again."""
+        if self._left:
+            return -math.inf
+        return min((seen.due_at for seen in self._seen.values()), default=math.inf)
+
+    def dead(self, now: float) -> list[tuple[int, int]]:
+        """(worker id, beat) of those whose time is over, and of those who said that they leave."""
+        gone = {worker_id: seen.beat for worker_id, seen in self._seen.items() if seen.due_at <= now}
+        return sorted((gone | self._left).items())
+
+    def forget(self, judged: Sequence[tuple[int, int]], *, now: float) -> None:
+        """They are gone, or they are not: in either case the next sighting starts from now."""
+        for worker_id, beat in judged:
+            self._left.pop(worker_id, None)
+            seen = self._seen.get(worker_id)
+            if seen is not None and seen.beat == beat:
+                seen.made_at = now - seen.lease + LOOK_AGAIN
+
+
+@attrs.define(eq=False, kw_only=True)
+class Rescuer:
+    """What a rescuer knows."""
+
+    line: Line
+    store: Store
+    sightings: Sightings = attrs.field(factory=Sightings, init=False)
+    _orphans: bool = attrs.field(default=False, init=False)
+    _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
+
+    def observe(self, pulse: Pulse, asked_at: float) -> None:
+        """Take in the answer to a heartbeat."""
+        self.sightings.observe(pulse.peers, clock=pulse.clock, now=asked_at)
+        self._orphans = pulse.orphans
+        self._bell.ring()
+
+    async def wait_due(self) -> None:
+        """Wait until a worker may be dead, or rows belong to nobody."""
+        while not self._orphans and (pause := self.sightings.next_due() - anyio.current_time()) > 0:
+            await self._bell.wait(None if math.isinf(pause) else pause)
+
+
+async def run_rescuer(rescuer: Rescuer) -> None:
+    """Rescue until cancelled."""
+    while True:
+        await rescuer.wait_due()
+        await retrying(partial(rescue_once, rescuer), what="rescuing jobs of dead workers")
+
+
+async def rescue_once(rescuer: Rescuer) -> int:
+    """Bury those who are due, and take what belongs to nobody; how many jobs were taken."""
+    judged = rescuer.sightings.dead(anyio.current_time())
+    conn = await rescuer.line.connection()
+    buried, jobs = await rescue_jobs(conn, rescuer.store, judged, max_crashes=DEFAULT_MAX_CRASHES)
+    rescuer._orphans = False
+    rescuer.sightings.forget(judged, now=anyio.current_time())
+    if buried or jobs:
+        logger.warning("rescued %d jobs of workers that are gone: %s", len(jobs), buried)
+    return len(jobs)

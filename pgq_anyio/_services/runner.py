@@ -1,0 +1,161 @@
+"""Runs one job, or one occurrence of a schedule, in a scope of its own and decides its outcome.
+
+Whose cancellation it was is read from scopes and records, never from the type of an exception: a ``CancelledError``
+that no
+scope explains is the handler's own failure. Whatever a handler raises, ``SystemExit`` and ``KeyboardInterrupt``
+included, is that job's failure; only a real Ctrl-C goes through, after the job was given back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio
+from anyio import CancelScope
+
+from .._context import Context, entered_context, outer_cancelled
+from .._errors import JobTimeout
+from .._holdings import Run
+from .._lifecycle import CANCELLED, GIVEN_BACK, Again, ErrorText, Failed, Outcome, decide_outcome
+from .._models import CancelReason, Job, Schedule
+from .._registry import Executor
+from .._retry import RetryPolicy
+from .._scheduled import ScheduledRun
+
+logger = logging.getLogger("pgq_anyio.runner")
+
+#: Where the innermost frame of a KeyboardInterrupt lies if Ctrl-C raised it and not the handler.
+_INTERRUPT_MODULES = frozenset({"trio._core._ki", "asyncio.runners"})
+
+
+async def run_job(run: Run, end: Callable[[Run, Outcome], None]) -> None:
+    """Run a job to its end.
+
+    :param end: called exactly once with the outcome, when no code of the handler runs any more
+    """
+    job, context = run.held.job, run.context
+    outcome: Outcome = GIVEN_BACK
+    try:
+        if context.cancel_reason is not None:
+            outcome = unstarted_outcome(context)
+            return
+        with CancelScope() as scope:
+            context.open(scope)
+            try:
+                error = await call_handler(run.entrypoint.executor, job, context, run.entrypoint.timeout)
+            except anyio.get_cancelled_exc_class():
+                outcome = _decide(run, None, interrupted=True)
+                raise
+            interrupted = context.cancellation.seen or (error is not None and outer_cancelled())
+            outcome = _decide(run, error, interrupted=interrupted)
+    finally:
+        if isinstance(outcome, Failed):
+            logger.warning(
+                "job %d of %r failed: %s: %s", job.id, job.entrypoint, outcome.error.type, outcome.error.message
+            )
+        end(run, outcome)
+
+
+def unstarted_outcome(context: Context) -> Outcome:
+    """The outcome of a job that was claimed and never started."""
+    if context.cancel_reason is CancelReason.USER:
+        return CANCELLED
+    return GIVEN_BACK
+
+
+def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outcome:
+    return decide_outcome(
+        error,
+        cancel_reason=_cancel_reason(run.context, interrupted=interrupted),
+        interrupted=interrupted,
+        attempt=run.held.job.attempt,
+        max_attempts=run.entrypoint.max_attempts,
+        policy=run.entrypoint.retry_policy,
+    )
+
+
+def _cancel_reason(context: Context, *, interrupted: bool) -> CancelReason | None:
+    reason = context.cancel_reason
+    if reason is None and interrupted and outer_cancelled():
+        return CancelReason.SHUTDOWN  # a scope of the caller, around run() itself
+    return reason
+
+
+async def run_schedule(run: ScheduledRun, end: Callable[[ScheduledRun, Outcome], None]) -> None:
+    """Run one occurrence of a schedule to its end, as a job is run.
+
+    :param end: called exactly once with the outcome, when no code of the handler runs any more
+    """
+    context = run.context
+    outcome: Outcome = GIVEN_BACK
+    try:
+        if context.cancel_reason is not None:
+            return
+        with CancelScope() as scope:
+            context.open(scope)
+            try:
+                error = await call_handler(run.entry.executor, run.schedule, context, timeout=None)
+            except anyio.get_cancelled_exc_class():
+                outcome = _decide_schedule(context, None, interrupted=True)
+                raise
+            interrupted = context.cancellation.seen or (error is not None and outer_cancelled())
+            outcome = _decide_schedule(context, error, interrupted=interrupted)
+    finally:
+        if isinstance(outcome, Failed):
+            logger.warning("schedule %r failed: %s: %s", run.held.name, outcome.error.type, outcome.error.message)
+        end(run, outcome)
+
+
+def _decide_schedule(context: Context, error: BaseException | None, *, interrupted: bool) -> Outcome:
+    """As for a job of one attempt. An occurrence is not tried again: its schedule has a next one."""
+    outcome = decide_outcome(
+        error,
+        cancel_reason=_cancel_reason(context, interrupted=interrupted),
+        interrupted=interrupted,
+        attempt=1,
+        max_attempts=1,
+        policy=RetryPolicy(),
+    )
+    if isinstance(outcome, Again):
+        assert error is not None, "only an exception asks for another attempt"
+        return Failed(outcome.error or ErrorText.of(error))
+    return outcome
+
+
+async def call_handler(
+    executor: Executor, task: Job | Schedule, context: Context, timeout: float | None
+) -> BaseException | None:
+    """Call a handler and catch what is its own.
+
+    :param timeout: the longest it may run (in seconds), or ``None``
+    :return: what it raised, a ``JobTimeout``, or ``None`` if it returned
+    """
+    try:
+        with entered_context(context):
+            if timeout is None:
+                await context.follow(executor.execute(task, context))
+                return None
+            with anyio.move_on_after(timeout) as scope:
+                context.open_timeout(scope)
+                await context.follow(executor.execute(task, context))
+        if scope.cancelled_caught or (scope.cancel_called and context.cancellation.seen):
+            return JobTimeout(timeout)
+    except anyio.get_cancelled_exc_class() as error:
+        if outer_cancelled():
+            raise
+        return error
+    except KeyboardInterrupt as error:
+        if _is_real_interrupt(error):
+            raise
+        return error
+    except BaseException as error:  # noqa: BLE001  (a handler may raise anything; that is the job's failure, not ours)
+        return error
+    return None
+
+
+def _is_real_interrupt(error: KeyboardInterrupt) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in _INTERRUPT_MODULES

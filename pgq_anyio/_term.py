@@ -1,0 +1,332 @@
+"""One registration of a worker, and how its services are wired to each other.
+
+Everything that changes the worker's memory is a synchronous method here or a value below; ``_worker.py`` opens the
+groups and scopes in which the services run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC
+from typing import Any
+
+import anyio
+import attrs
+from anyio import CancelScope, CapacityLimiter
+from anyio.abc import TaskGroup
+
+from ._context import Context, ExecutionTools, OuterScopes
+from ._db import PsycopgDriver, retrying
+from ._db.line import Line
+from ._doorbell import Doorbell
+from ._endings import Endings
+from ._hints import Hints
+from ._holdings import Holdings, Run
+from ._lifecycle import GIVEN_BACK, Outcome
+from ._models import Held, Job, Schedule
+from ._registry import Registry, ScheduleEntry
+from ._run_settings import RunSettings
+from ._scheduled import ScheduledRun
+from ._services.claimer import DISPATCH_SETTINGS, Claimer, ClaimShield
+from ._services.completer import Batch
+from ._services.drain import Drain
+from ._services.heartbeat import Heart
+from ._services.last_resort import LastResort
+from ._services.listener import (
+    Alarm,
+    CancelRequest,
+    Ear,
+    ScheduleChange,
+    Wake,
+    parse_notification,
+    worker_channel,
+)
+from ._services.overdue import OverdueWatch
+from ._services.promoter import Promoter
+from ._services.pruner import Pruner
+from ._services.rescuer import Rescuer
+from ._services.runner import run_job, run_schedule, unstarted_outcome
+from ._services.scheduler import SCHEDULE_SETTINGS, Scheduler
+from ._stop import Stop
+from ._store._sql import Store
+from ._store.worker import Pulse, leave, register_worker
+from ._timetable import HeldSchedule, Wanted
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Worker:
+    """What all terms of a worker share."""
+
+    registry: Registry
+    driver: PsycopgDriver
+    store: Store
+    settings: RunSettings
+    stop: Stop
+    lifespan: Lifespan
+    endings: Endings = attrs.field(factory=Endings, init=False)
+    #: what the lifespan gave
+    resources: Any = attrs.field(default=None, init=False)
+    #: the present term, once there is one
+    term: Term | None = attrs.field(default=None, init=False)
+    #: whether the caller of ``tg.start(app.run)`` has been told that we are ready
+    reported: bool = attrs.field(default=False, init=False)
+
+    def on_stored(self, batch: Batch) -> None:
+        """Outcomes are in the database: their jobs are no longer held."""
+        if self.term is not None:
+            self.term.holdings.release(held for held, _ in batch if isinstance(held, Held))
+            for held, outcome in batch:
+                if isinstance(held, HeldSchedule):
+                    self.term.scheduler.released(held, outcome)
+            self.term.drain.bell.ring()
+
+
+class Term:
+    """One registration, from its worker row to its farewell."""
+
+    def __init__(self, worker: Worker) -> None:
+        registry, settings, store = worker.registry, worker.settings, worker.store
+        self.worker = worker
+        self.worker_id = secrets.randbits(63)
+        self.entrypoints = tuple(registry.entrypoints)
+        self.lease = registry.shortest_lease(settings.lease)
+        self.margin = min(settings.cancel_grace, self.lease / 4)
+        self.lease_scope = CancelScope()
+        self.stop_scope = CancelScope()
+        self.outer = OuterScopes(self.lease_scope, self.stop_scope)
+        self.tools: ExecutionTools | None = None
+        self.jobs: TaskGroup | None = None
+        self.peers = 0
+        self._schedule_threads = CapacityLimiter(math.inf)
+
+        self.heartbeat_line = Line(worker.driver, "heartbeat")
+        self.dispatch_line = Line(worker.driver, "dispatch", dict(DISPATCH_SETTINGS))
+        self.maintenance_line = Line(worker.driver, "maintenance")
+        schedule_line = Line(worker.driver, "schedule", dict(SCHEDULE_SETTINGS))
+        listen_line = Line(worker.driver, "listen", direct=True)
+        self._lines = (self.heartbeat_line, self.dispatch_line, self.maintenance_line, schedule_line, listen_line)
+
+        room = Doorbell()
+        self.holdings = Holdings(
+            worker_id=self.worker_id,
+            max_concurrency=settings.max_concurrency,
+            cancel_grace=settings.cancel_grace,
+            unstored=lambda: worker.endings.unstored,
+            on_room=room.ring,
+            on_cancelled=self._expect_end,
+        )
+        self.overdue = OverdueWatch(
+            line=self.dispatch_line, store=store, grace=settings.cancel_grace, running=self._running
+        )
+        self.drain = Drain(
+            line=self.dispatch_line,
+            store=store,
+            entrypoints=self.entrypoints,
+            unfinished=lambda: self.holdings.busy + worker.endings.unstored,
+            on_drained=worker.stop.request,
+        )
+        self.claimer = Claimer(
+            line=self.dispatch_line,
+            store=store,
+            worker_id=self.worker_id,
+            holdings=self.holdings,
+            hints=Hints(self.entrypoints),
+            shield=ClaimShield(),
+            start_jobs=self._start_jobs,
+            bell=Doorbell(),
+            room=room,
+            batch_size=settings.batch_size,
+            poll_interval=settings.dequeue_timeout,
+            on_idle=self.drain.bell.ring,
+        )
+        self.promoter = Promoter(
+            line=self.dispatch_line, store=store, on_promoted=lambda names: self.claimer.bell.ring()
+        )
+        self._schedule_shield = ClaimShield()
+        self.scheduler = Scheduler(
+            line=schedule_line,
+            store=store,
+            worker_id=self.worker_id,
+            entries=registry.schedules,
+            shield=self._schedule_shield.open,
+            start_run=self._start_scheduled,
+        )
+        self.rescuer = Rescuer(line=self.dispatch_line, store=store)
+        self.pruner = Pruner(line=self.maintenance_line, store=store, workers=lambda: self.peers + 1)
+        self.heart = Heart(
+            line=self.heartbeat_line,
+            store=store,
+            worker_id=self.worker_id,
+            holdings=self.holdings,
+            lease=self.lease,
+            margin=self.margin,
+            lease_scope=self.lease_scope,
+            on_pulse=self._on_pulse,
+        )
+        self.ear = Ear(
+            line=listen_line,
+            channels=(store.channel, worker_channel(self.worker_id)),
+            silence=self.lease,
+            on_notification=self._on_notification,
+            on_listening=self._look_everywhere,
+        )
+        self.last_resort = LastResort(
+            line=self.heartbeat_line,
+            store=store,
+            worker_id=self.worker_id,
+            stop=worker.stop,
+            cancelled_at=lambda: self.stop_scope.deadline,
+            grace=settings.cancel_grace,
+            running=self._running,
+            endings=worker.endings,
+        )
+
+    # -- registration ----------------------------------------------------------------------------------------------
+
+    async def register(self) -> None:
+        """Become a worker. The lease counts from before the request."""
+        await retrying(self._register_once, what="registering the worker")
+
+    async def _register_once(self) -> None:
+        asked_at = anyio.current_time()
+        entrypoints = self.worker.registry.entrypoints
+        await register_worker(
+            await self.heartbeat_line.connection(),
+            self.worker.store,
+            worker_id=self.worker_id,
+            name=f"{socket.gethostname()}:{os.getpid()}",
+            entrypoints=self.entrypoints,
+            max_crashes=[entrypoint.max_crashes for entrypoint in entrypoints.values()],
+            lease=self.lease,
+        )
+        self.lease_scope.deadline = asked_at + self.lease - self.margin
+
+    async def leave_once(self) -> None:
+        """Give up the registration, and whatever the database still holds for it."""
+        await leave(await self.heartbeat_line.connection(), self.worker.store, worker_id=self.worker_id)
+
+    async def wind_up(self) -> None:
+        """After a lost lease: see that everything of this term is stored or given back, however long it takes."""
+        await self.worker.endings.wait_stored()
+        await retrying(self.leave_once, what="giving back the jobs of a lost lease")
+        self.close()
+
+    def close(self) -> None:
+        """Close the term's connections."""
+        for line in self._lines:
+            line.close()
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def open_tools(self, process_pool: Any) -> None:
+        """Set what executors run handlers with."""
+        settings = self.worker.settings
+        self.tools = ExecutionTools(CapacityLimiter(settings.max_concurrency), process_pool, settings.cancel_grace)
+
+    def _start_jobs(self, jobs: Sequence[Job], claim_no: int) -> None:
+        assert self.tools is not None, "jobs are claimed while the tools are open"
+        assert self.jobs is not None, "jobs are claimed inside the jobs group"
+        for job in jobs:
+            entrypoint = self.worker.registry.entrypoints[job.entrypoint]
+            context = Context(
+                job=job,
+                schedule=None,
+                resources=self.worker.resources,
+                tools=self.tools,
+                outer=self.outer,
+                kind=entrypoint.executor.kind,
+            )
+            run = Run(Held(job, self.worker_id, claim_no), entrypoint, context)
+            self.holdings.add(run)
+            if self.worker.stop.requested:
+                self._end_job(run, unstarted_outcome(context))
+            else:
+                self.jobs.start_soon(run_job, run, self._end_job, name=f"job:{job.entrypoint}:{job.id}")
+
+    def _end_job(self, run: Run, outcome: Outcome) -> None:
+        self.holdings.handler_ended(run)
+        self.worker.endings.put(run.held, outcome)
+
+    def _start_scheduled(self, entry: ScheduleEntry, held: HeldSchedule, wanted: Wanted) -> None:
+        assert self.tools is not None, "occurrences are taken while the tools are open"
+        assert self.jobs is not None, "occurrences are taken inside the jobs group"
+        schedule = Schedule(entry.name, entry.expression, entry.cron.timezone, wanted.due_at.astimezone(UTC))
+        context = Context(
+            job=None,
+            schedule=schedule,
+            resources=self.worker.resources,
+            # Scheduled runs never wait behind jobs, nor do they take their threads.
+            tools=attrs.evolve(self.tools, thread_limiter=self._schedule_threads),
+            outer=self.outer,
+            kind=entry.executor.kind,
+        )
+        run = ScheduledRun(held, entry, schedule, context)
+        self.scheduler.add(run)
+        if self.worker.stop.requested:
+            self._end_scheduled(run, GIVEN_BACK)
+        else:
+            self.jobs.start_soon(run_schedule, run, self._end_scheduled, name=f"schedule:{entry.name}")
+
+    def _end_scheduled(self, run: ScheduledRun, outcome: Outcome) -> None:
+        self.scheduler.handler_ended(run)
+        self.worker.endings.put(run.held, outcome)
+
+    def _running(self) -> list[Run | ScheduledRun]:
+        return [*self.holdings.running(), *self.scheduler.running()]
+
+    def hurry(self) -> None:
+        """Let the claims under way, if any, end soon."""
+        self.claimer.shield.hurry()
+        self._schedule_shield.hurry()
+
+    def _expect_end(self, run: Run) -> None:
+        self.overdue.expect(run)
+
+    def begin_stop(self, deadline: float) -> None:
+        """Nothing new is claimed any more: set when what still runs is cancelled (event loop's clock)."""
+        self.stop_scope.deadline = min(self.stop_scope.deadline, deadline)
+        self.overdue.expect_all(self.stop_scope.deadline)
+
+    def interrupted(self) -> None:
+        """Something around the jobs is being cancelled, by the caller of ``run()`` or by an error."""
+        if not self.lease_scope.cancel_called:
+            self.stop_scope.cancel()
+        self.overdue.expect_all(anyio.current_time())
+
+    # -- news ------------------------------------------------------------------------------------------------------
+
+    def _on_pulse(self, pulse: Pulse, asked_at: float) -> None:
+        self.peers = len(pulse.peers)
+        self.promoter.alarm(pulse.next_due)
+        self.rescuer.observe(pulse, asked_at)
+        self.scheduler.observe(pulse.clock, asked_at)
+
+    def _on_notification(self, payload: str) -> None:
+        match parse_notification(payload):
+            case Wake(entrypoint, in_front) if entrypoint is None or entrypoint in self.worker.registry.entrypoints:
+                if in_front:
+                    self.claimer.hints.sweep_next()
+                self.claimer.bell.ring()
+            case Alarm():
+                self.promoter.look()
+            case ScheduleChange():
+                self.scheduler.look()
+            case CancelRequest(worker_id, jobs) if worker_id == self.worker_id:
+                for job_id, claim_no in jobs:
+                    self.holdings.request_cancel(job_id, claim_no)
+            case _:
+                pass
+
+    def _look_everywhere(self) -> None:
+        """Notifications may have been missed."""
+        self.claimer.hints.sweep_next()
+        self.claimer.bell.ring()
+        self.promoter.look()
+        self.scheduler.look()

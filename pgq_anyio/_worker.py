@@ -1,0 +1,185 @@
+"""The task tree of a worker: the one file that opens these groups and scopes.
+
+::
+
+    run_worker
+    ├─ signals          only if asked for
+    ├─ completer        stores outcomes; ends when its queue is closed and flushed
+    └─ lifespan         the user's resources
+       └─ term          one registration (worker_id); a new one after a lost lease
+          ├─ heartbeat, listener, overdue watch      until the last job has ended: cancels arrive while draining
+          └─ lease scope                deadline moved by each heartbeat
+             ├─ process pool            if an entrypoint uses it
+             └─ stop scope              deadline set once, when the stop begins
+                └─ jobs                 every running job and scheduled run, each in its own CancelScope
+                   └─ intake            cancelled first: claimer, promoter, scheduler, rescuer, pruner, drain
+
+Nesting order is stop order. Services meet here only: they are handed functions and values. Memory changes in
+synchronous functions (``Term``'s), never across an ``await``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from ._db.line import Line
+from ._executors import ProcessPool
+from ._registry import HandlerKind
+from ._services.claimer import run_claimer
+from ._services.completer import COMPLETION_SETTINGS, CompleterShield, run_completer
+from ._services.drain import run_drain
+from ._services.heartbeat import run_heartbeat
+from ._services.last_resort import run_last_resort
+from ._services.listener import run_listener
+from ._services.overdue import run_overdue_watch
+from ._services.promoter import run_promoter
+from ._services.pruner import run_pruner
+from ._services.rescuer import run_rescuer
+from ._services.scheduler import run_scheduler
+from ._services.signals import run_signals
+from ._stop import Stop
+from ._term import Term, Worker
+
+logger = logging.getLogger("pgq_anyio.worker")
+
+#: How long the last outcomes of a worker, and its farewell, may take (in seconds).
+FAREWELL: Final = 5.0
+
+
+async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Run until the stop is requested, the queue is drained, or an error that no retry can mend."""
+    completion = Line(worker.driver, "completion", COMPLETION_SETTINGS)
+    shield = CompleterShield()
+    async with anyio.create_task_group() as outermost:
+        if worker.settings.signals:
+            await outermost.start(run_signals, worker.settings.signals, worker.stop, name="signals")
+        async with anyio.create_task_group() as services:
+            services.start_soon(
+                partial(
+                    run_completer,
+                    completion,
+                    worker.store,
+                    worker.endings,
+                    shield,
+                    on_stored=worker.on_stored,
+                    leaving=lambda: worker.stop.requested,
+                ),
+                name="completer",
+            )
+            try:
+                async with worker.lifespan() as worker.resources:
+                    await _run_terms(worker, task_status)
+            finally:
+                shield.limit(FAREWELL)
+                worker.endings.close()
+        outermost.cancel_scope.cancel()
+
+
+async def _run_terms(worker: Worker, task_status: TaskStatus[None]) -> None:
+    """One term after the other: each loss of the lease begins a new one."""
+    while not worker.stop.requested:
+        term = worker.term = Term(worker)
+        if not await _until_stopped(worker.stop, term.register):
+            return
+        try:
+            await _run_term(term, task_status)
+        finally:
+            await _say_farewell(term)
+        if term.lease_scope.cancel_called and not worker.stop.requested:
+            logger.warning("the lease was lost and its jobs have ended; registering anew")
+            # What the old term still owes is stored, or given back, before anything is claimed again.
+            if not await _until_stopped(worker.stop, term.wind_up):
+                return
+
+
+async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
+    settings, stop = term.worker.settings, term.worker.stop
+    async with anyio.create_task_group() as upkeep:
+        upkeep.start_soon(run_overdue_watch, term.overdue, name="overdue watch")
+        with term.lease_scope:
+            await upkeep.start(run_heartbeat, term.heart, name="heartbeat")
+            await upkeep.start(run_listener, term.ear, name="listener")
+            async with _open_process_pool(term) as pool:
+                term.open_tools(pool)
+                with term.stop_scope:
+                    stop.bind(term.stop_scope)
+                    async with anyio.create_task_group() as jobs:
+                        await _run_intake(term, jobs, task_status)
+                        term.begin_stop(anyio.current_time() + settings.shutdown_grace)
+                        if settings.exit_process:
+                            upkeep.start_soon(run_last_resort, term.last_resort, name="last resort")
+        upkeep.cancel_scope.cancel()
+
+
+async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]) -> None:
+    """Everything that brings in work, until the stop is requested."""
+    term.jobs = jobs
+    async with anyio.create_task_group() as intake:
+        try:
+            await intake.start(run_pruner, term.pruner, name="pruner")
+            intake.start_soon(run_promoter, term.promoter, name="promoter")
+            intake.start_soon(run_rescuer, term.rescuer, name="rescuer")
+            if term.worker.settings.mode == "drain":
+                intake.start_soon(run_drain, term.drain, name="drain")
+            await intake.start(run_scheduler, term.scheduler, name="scheduler")
+            await intake.start(run_claimer, term.claimer, name="claimer")
+            if not term.worker.reported:
+                term.worker.reported = True
+                task_status.started()
+            await term.worker.stop.wait_requested()
+        except anyio.get_cancelled_exc_class():
+            term.interrupted()
+            raise
+        finally:
+            term.hurry()
+        intake.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_process_pool(term: Term) -> AsyncIterator[ProcessPool | None]:
+    """The pool of child processes, if an entrypoint or a schedule needs one."""
+    registry = term.worker.registry
+    executors = [entry.executor for entry in registry.entrypoints.values()]
+    executors += [entry.executor for entry in registry.schedules.values()]
+    if any(executor.kind is HandlerKind.PROCESS for executor in executors):
+        async with ProcessPool() as pool:
+            yield pool
+    else:
+        yield None
+
+
+async def _until_stopped(stop: Stop, function: Callable[[], Awaitable[object]]) -> bool:
+    """Run ``function``, but no longer than until the stop is requested; whether it came to its end."""
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            await stop.wait_requested()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        await function()
+        tasks.cancel_scope.cancel()
+        return True
+    return False
+
+
+async def _say_farewell(term: Term) -> None:
+    """Store what is left and give up the registration, within bounds and whatever is being cancelled."""
+    with anyio.move_on_after(FAREWELL, shield=True) as scope:
+        try:
+            await term.worker.endings.wait_stored()
+            await term.leave_once()
+        except Exception:  # the lease ends what cannot be said
+            logger.exception("the worker could not say farewell to the database; its lease will end by itself")
+    if scope.cancelled_caught:
+        logger.error(
+            "the database did not answer the worker's farewell within %g s; its lease will end by itself", FAREWELL
+        )
+    term.close()
