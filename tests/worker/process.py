@@ -1,0 +1,28 @@
+"""The program of a worker process in tests: ``python -m tests.worker.process BACKEND OPTIONS``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from functools import partial
+
+import anyio
+
+from pgq_anyio import PgQueuer
+from tests.worker.apps import app
+
+
+def main(backend: str, options: str) -> None:
+    """Run the worker until a signal ends it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **json.loads(options))
+    if backend == "uvloop":
+        anyio.run(run, backend="asyncio", backend_options={"use_uvloop": True})
+    else:
+        anyio.run(run, backend=backend)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""Workers that die, freeze, or are cut off: nothing is lost, and the last word is the new owner's."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.worker.fleet import Fleet, wait_until
+
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+LEASE = 2.0
+
+
+@pytest.mark.promise(12)
+@BACKENDS
+def test_the_job_of_a_killed_worker_runs_on_another(fleet: Fleet, backend: str) -> None:
+    """Not before the lease is over since the last heartbeat, and not later than 5 s after that; the crash is counted."""
+    first = fleet.start(backend, lease=LEASE)
+    (job_id,) = fleet.enqueue("sleep", b"2")
+    wait_until(lambda: fleet.events(job_id))
+    second = fleet.start(backend, lease=LEASE)
+    first.signal(signal.SIGKILL)
+    killed_at = time.monotonic()
+    last_beat = fleet.value("select heartbeat_at from {schema}.worker where name like %s", f"%:{first.pid}")
+    wait_until(lambda: fleet.status(job_id) == "successful", timeout=LEASE + 10)
+    assert time.monotonic() - killed_at < 2 + LEASE + 5
+    started_again = fleet.value(
+        "select at from {log} where job_id = %s and event = 'start' and pid = %s", job_id, second.pid
+    )
+    assert (started_again - last_beat).total_seconds() >= LEASE
+    assert [(1, 1)] == fleet.rows("select attempt, crashes from {schema}.finished where job_id = %s", job_id)
+
+
+@pytest.mark.promise(12)
+@BACKENDS
+def test_a_job_that_kills_its_workers_ends_as_failed(fleet: Fleet, backend: str) -> None:
+    """After max_crashes (2 for this entrypoint) it is not tried again."""
+    (job_id,) = fleet.enqueue("killer")
+    for _ in range(2):
+        worker = fleet.start(backend, ready=False, lease=LEASE)
+        assert 9 == worker.wait()
+    fleet.start(backend, lease=LEASE)
+    wait_until(lambda: fleet.status(job_id) == "failed", timeout=LEASE + 10)
+    assert [("WorkerDied", "worker died", 2)] == fleet.rows(
+        "select error_type, error_message, crashes from {schema}.finished where job_id = %s", job_id
+    )
+    assert 2 == len(fleet.events(job_id))
+
+
+@pytest.mark.promise(14)
+@BACKENDS
+def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: str) -> None:
+    """SIGSTOP for longer than the lease, SIGCONT while another runs the job: one outcome, the new owner's."""
+    stale = fleet.start(backend, lease=LEASE)
+    (job_id,) = fleet.enqueue("sleep", b"3")
+    wait_until(lambda: fleet.events(job_id))
+    stale.signal(signal.SIGSTOP)
+    owner = fleet.start(backend, lease=LEASE)
+    wait_until(lambda: ("start", owner.pid) in fleet.events(job_id), timeout=LEASE + 10)
+    stale.signal(signal.SIGCONT)
+    wait_until(lambda: ("cancelled", stale.pid) in fleet.events(job_id))
+    wait_until(lambda: fleet.status(job_id) == "successful")
+    assert [("start", stale.pid), ("start", owner.pid), ("cancelled", stale.pid), ("end", owner.pid)] == fleet.events(job_id)
+    assert 1 == fleet.value("select count(*) from {schema}.finished where job_id = %s", job_id)
+    # The stale worker has registered anew and goes on working.
+    wait_until(lambda: 2 == fleet.value("select count(*) from {schema}.worker"))
+    owner.signal(signal.SIGTERM)
+    assert 0 == owner.wait()
+    (next_id,) = fleet.enqueue("quick")
+    wait_until(lambda: fleet.status(next_id) == "successful")
+    assert [("run", stale.pid)] == fleet.events(next_id)
+
+
+@pytest.mark.promise(15)
+@BACKENDS
+def test_a_crash_before_the_outcome_is_stored_runs_the_job_again(fleet: Fleet, backend: str) -> None:
+    """The handler has ended, its outcome waits for a locked table, the worker is killed: never lost."""
+    first = fleet.start(backend, lease=LEASE)
+    with fleet.connection.transaction():
+        fleet.rows("lock table {schema}.finished in access exclusive mode")
+        (job_id,) = fleet.rows("select {schema}.enqueue('quick')")[0]
+        # The notification and the job are visible only after the commit: hand the job over on another connection.
+    (job_id,) = fleet.enqueue("quick")
+    wait_until(lambda: fleet.status(job_id) == "successful")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    fleet.start(backend, lease=LEASE)
+    (other,) = fleet.enqueue("quick")
+    wait_until(lambda: fleet.status(other) == "successful")
+
+
+@pytest.mark.promise(17)
+@BACKENDS
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_stays_claimed_after_a_signal(fleet: Fleet, backend: str, number: signal.Signals) -> None:
+    """Jobs of every kind of handler go back to the queue, uncounted, and the worker row goes."""
+    worker = fleet.start(backend, shutdown_grace=0.1, cancel_grace=2)
+    ids = [fleet.enqueue(name)[0] for name in ("sleep", "thread", "process")]
+    for job_id in ids:
+        wait_until(lambda job_id=job_id: fleet.events(job_id))
+    worker.signal(number)
+    assert 0 == worker.wait()
+    assert 0 == fleet.value("select count(*) from {schema}.running")
+    assert 0 == fleet.value("select count(*) from {schema}.worker")
+    assert [(job_id, 1, 0) for job_id in ids] == fleet.rows(
+        "select job_id, attempt, crashes from {schema}.queued order by seq"
+    )
