@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from pgq_anyio import CancelReason, Context, Job, PgQueuer, ProcessExecutor, Retry, Schedule, Snooze, current_context
-from pgq_anyio._db import Connection
+from pgq_anyio._db import Connection, PsycopgDriver, Statement
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store.schedule import set_paused
 from pgq_anyio.testing import drain, running_worker
@@ -30,6 +30,14 @@ YEARLY = "0 0 1 1 *"
 SOON = 10.0
 
 Rows = list[tuple[Any, ...]]
+
+
+async def wait_until(fact: Callable[[], Awaitable[Any]]) -> Any:
+    """Look at a fact until it is true; its value."""
+    with anyio.fail_after(SOON):
+        while not (value := await fact()):  # noqa: ASYNC110  (the fact may lie in the database, or in a thread)
+            await anyio.sleep(0.005)
+    return value
 
 
 @attrs.frozen
@@ -56,11 +64,8 @@ class Table:
 
     async def wait(self, condition: str, *parameters: object, columns: str = "name") -> Rows:
         """Wait until rows fulfil a condition; these rows."""
-        with anyio.fail_after(SOON):
-            while not (
-                rows := await self.execute(f"select {columns} from {{s}}.schedule where {condition}", *parameters)
-            ):
-                await anyio.sleep(0.01)
+        text = f"select {columns} from {{s}}.schedule where {condition}"
+        rows: Rows = await wait_until(partial(self.execute, text, *parameters))
         return rows
 
 
@@ -78,9 +83,11 @@ class Runs:
 
     async def wait(self, count: int) -> list[Any]:
         """Wait until so many runs were noted; all of them."""
-        with anyio.fail_after(SOON):
-            while len(self.noted) < count:
-                await anyio.sleep(0.005)
+
+        async def enough() -> bool:
+            return len(self.noted) >= count
+
+        await wait_until(enough)
         return self.noted
 
 
@@ -171,9 +178,23 @@ async def test_a_thousand_in_the_same_second(app: PgQueuer, table: Table) -> Non
 @pytest.mark.promise(44)
 async def test_no_schedules_no_statements(app: PgQueuer, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheduler of a worker without schedules asks the database nothing, whatever it hears."""
-    used, done = [], anyio.Event()
-    statement = Store.statement
-    monkeypatch.setattr(Store, "statement", lambda store, name: used.append(name) or statement(store, name))
+    used: list[str] = []
+    done = anyio.Event()
+    statement, connect = Store.statement, PsycopgDriver.connect
+
+    def record_statement(store: Store, name: str) -> Statement:
+        used.append(name)
+        return statement(store, name)
+
+    async def record_connection(driver: PsycopgDriver, *, role: str, **options: Any) -> Connection:
+        used.append(f"connection for {role}")
+        return await connect(driver, role=role, **options)
+
+    async def three_beats() -> bool:
+        return used.count("beat_worker") >= 3
+
+    monkeypatch.setattr(Store, "statement", record_statement)
+    monkeypatch.setattr(PsycopgDriver, "connect", record_connection)
 
     @app.entrypoint("job")
     async def handler(job: Job) -> None:
@@ -184,12 +205,8 @@ async def test_no_schedules_no_statements(app: PgQueuer, table: Table, monkeypat
         await table.execute("select {s}.enqueue('job')")
         with anyio.fail_after(SOON):
             await done.wait()
-            while used.count("beat_worker") < 3:
-                await anyio.sleep(0.02)
-        lines = await table.execute("select 1 from pg_stat_activity where application_name = 'pgq_anyio schedule'")
-    assert "beat_worker" in used
+        await wait_until(three_beats)
     assert [] == [name for name in used if "schedule" in name]
-    assert [] == lines
 
 
 # -- missed occurrences ----------------------------------------------------------------------------------------------
@@ -346,9 +363,8 @@ async def test_a_lost_connection_is_replaced(app: PgQueuer, table: Table) -> Non
     async with running_worker(app):
         await runs.wait(1)
         killed = await table.execute(
-            "select pg_terminate_backend(a.pid) from pg_stat_activity a"
-            " where a.application_name = 'pgq_anyio schedule' and a.pid in"
-            " (select l.pid from pg_locks l) or a.query like %s and a.application_name = 'pgq_anyio schedule'",
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'pgq_anyio schedule' and query like %s",
             f"%{table.schema}%",
         )
         assert killed
@@ -429,9 +445,7 @@ async def test_the_end_is_stored_although_the_table_was_locked(app: PgQueuer, ta
             await locker.execute(sql.SQL("lock table {}.schedule").format(sql.Identifier(table.schema)))
             proceed.set()
             blocked = "select 1 from pg_locks where not granted and %s = any (pg_blocking_pids(pid))"
-            with anyio.fail_after(SOON):
-                while not await table.execute(blocked, locker.info.backend_pid):
-                    await anyio.sleep(0.01)
+            await wait_until(partial(table.execute, blocked, locker.info.backend_pid))
             app.stop()
             await locker.execute("commit")
     finally:
