@@ -85,6 +85,7 @@ create table {schema}.finished (
 ) partition by range (finished_at);
 create index finished_job on {schema}.finished (job_id);
 create table {schema}.finished_default partition of {schema}.finished default;
+create index finished_default_at on {schema}.finished_default (finished_at);
 
 -- The errors of attempts that were followed by another one. Append only; the last error is in finished.
 create table {schema}.attempt_error (

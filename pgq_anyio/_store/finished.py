@@ -1,0 +1,150 @@
+"""The table ``finished``: one partition a day, made ahead and dropped when it is old.
+
+- A day is made beside the table and attached, because ``create table … partition of`` locks out everybody else. To
+  attach it, PostgreSQL locks and reads the default partition; that one is empty unless no worker ran for a week.
+- A day that the default partition already holds a part of is left to it: PostgreSQL refuses it a partition.
+- Dropping a day locks out everybody for a moment. Whoever waits for such a lock stalls all that come after it, for as
+  long as a dump or a report runs, so both give up after ``LOCK_TIMEOUT`` and are tried again with the next pass.
+- All workers do this at the same time without harm: an advisory lock makes one wait for the other (but no longer than
+  for any lock), and what another has done is found done.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final
+
+from psycopg import errors, sql
+
+from .._db import Connection
+from ._sql import Store
+
+logger = logging.getLogger("pgq_anyio.store")
+
+#: How long a change of the partitions may wait for its locks (in milliseconds).
+LOCK_TIMEOUT: Final = 50
+#: Rows that are deleted in one transaction.
+PRUNE_BATCH: Final = 5000
+
+_SET_LOCK_TIMEOUT: Final = sql.SQL("set local lock_timeout = {}").format(sql.Literal(f"{LOCK_TIMEOUT}ms"))
+_LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('pgq_anyio days ' || {schema_name}, 0))"
+_MAKE: Final = "create table {day} (like {finished} including all)"
+_ATTACH: Final = "alter table {finished} attach partition {day} for values from ({starts_at}) to ({ends_at})"
+_DROP: Final = "drop table {day}"
+
+#: Somebody else has made it, or a record of that day has just gone to the default partition.
+_TAKEN: Final = (errors.DuplicateTable, errors.InvalidObjectDefinition, errors.CheckViolation)
+
+
+async def ensure_partitions(conn: Connection, store: Store, *, days: int = 7) -> int:
+    """Make the partitions of today and the days ahead (UTC, by the database's clock).
+
+    What cannot be made now, because of locks or for want of privileges, is left to a later call; the default partition
+    takes its rows if there is none in time.
+
+    :param conn: a connection outside of any transaction
+    :param days: how many days ahead. Defaults to 7.
+    :return: how many were made
+    """
+    rows = await store.statement("list_days").fetch(conn, retention=0.0)
+    today, _, present = rows[0]
+    made = 0
+    for ahead in range(days + 1):
+        day = today + timedelta(days=ahead)
+        if _partition(day) in present:
+            continue
+        try:
+            made += await _make_day(conn, store, day)
+        except _TAKEN as error:
+            logger.debug("the partition of %s is not made: %s", day, error)
+        except errors.LockNotAvailable:
+            logger.info("the partition of %s cannot be made now, because the table is locked", day)
+            break
+        except errors.InsufficientPrivilege as error:
+            logger.warning("partitions of finished jobs cannot be made, which makes pruning slow: %s", error)
+            break
+    return made
+
+
+async def prune_finished(conn: Connection, store: Store, *, retention: float) -> int:
+    """Remove records of jobs that ended long ago, and errors of attempts as old.
+
+    Days are dropped as a whole. Rows of the default partition and errors are deleted.
+
+    :param conn: a connection outside of any transaction
+    :param retention: how long records are kept (in seconds), rounded up to whole days where there are partitions
+    :return: how many partitions and rows were removed
+    """
+    rows = await store.statement("list_days").fetch(conn, retention=retention)
+    _, first_kept, present = rows[0]
+    removed = 0
+    for name in present:
+        if name >= _partition(first_kept):
+            break
+        try:
+            async with conn.transaction():
+                await _change(conn, _SET_LOCK_TIMEOUT)
+                await _change(conn, sql.SQL(_DROP).format(day=sql.Identifier(store.schema, name)))
+            removed += 1
+        except errors.UndefinedTable:
+            logger.debug("the partition %s is dropped by another worker", name)
+        except errors.LockNotAvailable:
+            logger.info("the partition %s cannot be dropped now, because the table is locked", name)
+            break
+        except errors.InsufficientPrivilege as error:
+            logger.warning("partitions of finished jobs cannot be dropped: %s", error)
+            break
+    for statement in ("prune_default", "prune_errors"):
+        removed += await _prune_rows(conn, store, statement, retention)
+    return removed
+
+
+async def _make_day(conn: Connection, store: Store, day: date) -> int:
+    """Make one partition; 0 if its day belongs to the default partition."""
+    starts_at = datetime.combine(day, time(), UTC)
+    ends_at = starts_at + timedelta(days=1)
+    day_name = sql.Identifier(store.schema, _partition(day))
+    names: dict[str, sql.Composable] = {
+        "day": day_name,
+        "finished": sql.Identifier(store.schema, "finished"),
+        "starts_at": sql.Literal(starts_at.isoformat()),
+        "ends_at": sql.Literal(ends_at.isoformat()),
+    }
+    rows = await store.statement("is_in_default").fetch(conn, starts_at=starts_at, ends_at=ends_at)
+    if rows[0][0]:
+        return 0
+    async with conn.transaction():
+        await _change(conn, _SET_LOCK_TIMEOUT)
+        await _change(conn, sql.SQL(_LOCK).format(schema_name=sql.Literal(store.schema)))
+        if await _exists(conn, day_name):
+            return 0
+        await _change(conn, sql.SQL(_MAKE).format(**names))
+        await _change(conn, sql.SQL(_ATTACH).format(**names))
+    return 1
+
+
+async def _change(conn: Connection, command: sql.Composed) -> None:
+    """Run a command without preparing it: once psycopg has prepared one, it answers DDL with DEALLOCATE ALL."""
+    await conn.execute(command, prepare=False)
+
+
+async def _exists(conn: Connection, day: sql.Identifier) -> bool:
+    query = sql.SQL("select to_regclass({}) is not null").format(sql.Literal(day.as_string(None)))
+    cursor = await conn.execute(query, prepare=False)
+    return (await cursor.fetchall())[0][0] is True
+
+
+async def _prune_rows(conn: Connection, store: Store, statement: str, retention: float) -> int:
+    """Delete old rows, batch by batch."""
+    removed = 0
+    while True:
+        count = await store.statement(statement).run(conn, retention=retention, limit=PRUNE_BATCH)
+        removed += count
+        if count < PRUNE_BATCH:
+            return removed
+
+
+def _partition(day: date) -> str:
+    """The name of the partition of a day; names are in the order of their days."""
+    return f"finished_{day:%Y%m%d}"
