@@ -253,6 +253,7 @@ def test_closed_programs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_default_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each project has a directory of its own, which does not depend on how its path was written."""
     monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    monkeypatch.setattr(_room, "ROOT_STATE", place)
     (place / "a").mkdir()
     (place / "b").mkdir()
     (place / "link").symlink_to(place / "a")
@@ -261,8 +262,7 @@ def test_default_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert default_directory(account, place / "a") != default_directory(account, place / "b")
     monkeypatch.chdir(place / "b")
     assert default_directory(account) == default_directory(account, place / "b")
-    if account is None:
-        assert place / "pgq_anyio" == default_directory(account).parent
+    assert place / "pgq_anyio" == default_directory(account).parent
 
 
 def test_no_state_directory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
