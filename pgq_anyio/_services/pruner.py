@@ -25,6 +25,11 @@ logger = logging.getLogger("pgq_anyio.pruner")
 
 #: Pause between two passes of the whole fleet (in seconds).
 INTERVAL: Final = 3600.0
+#: How long a worker that starts waits for its first pass (in seconds): work does not wait for a table that is locked,
+#: the default partition takes the records meanwhile.
+PATIENCE: Final = 2.0
+#: Pause after a first pass that had to be given up (in seconds).
+SOON: Final = 60.0
 #: How long records of finished jobs are kept (in seconds): seven days.
 RETENTION: Final = 7 * 86400.0
 
@@ -41,12 +46,20 @@ class Pruner:
 
 
 async def run_pruner(pruner: Pruner, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    """Prune until cancelled; started once the days ahead have been made."""
-    await retrying(partial(prune_once, pruner), what="preparing the record of finished jobs")
+    """Prune until cancelled; started once the days ahead have been made, or cannot be made now."""
+    pause = SOON
+    with anyio.move_on_after(PATIENCE):
+        await _prune(pruner)
+        pause = INTERVAL
     task_status.started()
     while True:
-        await anyio.sleep(INTERVAL * pruner.workers() * random.uniform(0.5, 1.5))  # noqa: S311  (jitter, not a secret)
-        await retrying(partial(prune_once, pruner), what="pruning the record of finished jobs")
+        await anyio.sleep(pause * pruner.workers() * random.uniform(0.5, 1.5))  # noqa: S311  (jitter, not a secret)
+        await _prune(pruner)
+        pause = INTERVAL
+
+
+async def _prune(pruner: Pruner) -> None:
+    await retrying(partial(prune_once, pruner), what="pruning the record of finished jobs")
 
 
 async def prune_once(pruner: Pruner) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pgq_anyio import PgQueuer, PsycopgDriver
-from pgq_anyio._client import Queries
+if TYPE_CHECKING:
+    from pgq_anyio._client import Queries
 from tests.worker.fleet import Fleet, open_fleet
 
 
@@ -21,6 +23,8 @@ async def driver(anyio_backend: str, dsn: str) -> AsyncIterator[PsycopgDriver]:
 @pytest.fixture
 def queries(driver: PsycopgDriver, schema: str) -> Queries:
     """A producer for the test's schema."""
+    from pgq_anyio._client import Queries
+
     return Queries(driver, schema=schema)
 
 

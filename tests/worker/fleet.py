@@ -69,11 +69,27 @@ class Fleet:
     connection: psycopg.Connection[tuple[Any, ...]]
     workers: list[WorkerProcess] = attrs.field(factory=list)
 
-    def start(self, backend: str, *, ready: bool = True, dsn: str | None = None, **options: Any) -> WorkerProcess:
-        """Start a worker; by default return once it is registered."""
-        environment = {**os.environ, "PGQ_TEST_DSN": self.dsn, "PGQ_TEST_SCHEMA": self.schema, "PGQ_TEST_WORKER_DSN": dsn or self.dsn}
+    def start(
+        self,
+        backend: str,
+        *,
+        ready: bool = True,
+        dsn: str | None = None,
+        program: str = "tests.worker.process",
+        **options: Any,
+    ) -> WorkerProcess:
+        """Start a worker; by default return once it is registered.
+
+        :param program: the module to run, for an app of its own
+        """
+        environment = {
+            **os.environ,
+            "PGQ_TEST_DSN": self.dsn,
+            "PGQ_TEST_SCHEMA": self.schema,
+            "PGQ_TEST_WORKER_DSN": dsn or self.dsn,
+        }
         popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.worker.process", backend, json.dumps(options)],
+            [sys.executable, "-m", program, backend, json.dumps(options)],
             cwd=ROOT,
             env=environment,
         )
@@ -98,7 +114,9 @@ class Fleet:
         """Enqueue by plain SQL."""
         return [
             row[0]
-            for row in self.rows("select {schema}.enqueue(%s, %s) from generate_series(1, %s)", entrypoint, payload, times)
+            for row in self.rows(
+                "select {schema}.enqueue(%s, %s) from generate_series(1, %s)", entrypoint, payload, times
+            )
         ]
 
     def events(self, job_id: int) -> list[tuple[str, int]]:

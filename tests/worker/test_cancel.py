@@ -377,9 +377,7 @@ async def test_what_a_handler_does_to_itself_is_no_job_cancellation(app: PgQueue
 
 
 @pytest.mark.promise(27)
-async def test_a_leaked_cancelled_error_is_a_failure(
-    app: PgQueuer, queries: Queries, anyio_backend: str
-) -> None:
+async def test_a_leaked_cancelled_error_is_a_failure(app: PgQueuer, queries: Queries, anyio_backend: str) -> None:
     """A CancelledError that no scope explains neither cancels the job nor stops the worker."""
     if anyio_backend == "trio":
         pytest.skip("trio's Cancelled cannot be raised by hand")

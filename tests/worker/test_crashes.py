@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from tests.worker.fleet import Fleet, wait_until
 
@@ -62,7 +65,9 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: 
     stale.signal(signal.SIGCONT)
     wait_until(lambda: ("cancelled", stale.pid) in fleet.events(job_id))
     wait_until(lambda: fleet.status(job_id) == "successful")
-    assert [("start", stale.pid), ("start", owner.pid), ("cancelled", stale.pid), ("end", owner.pid)] == fleet.events(job_id)
+    assert [("start", stale.pid), ("start", owner.pid), ("cancelled", stale.pid), ("end", owner.pid)] == fleet.events(
+        job_id
+    )
     assert 1 == fleet.value("select count(*) from {schema}.finished where job_id = %s", job_id)
     # The stale worker has registered anew and goes on working.
     wait_until(lambda: 2 == fleet.value("select count(*) from {schema}.worker"))
@@ -76,19 +81,24 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: 
 @pytest.mark.promise(15)
 @BACKENDS
 def test_a_crash_before_the_outcome_is_stored_runs_the_job_again(fleet: Fleet, backend: str) -> None:
-    """The handler has ended, its outcome waits for a locked table, the worker is killed: never lost."""
+    """The handler has ended and its outcome waits for a locked table when the worker is killed: never lost."""
     first = fleet.start(backend, lease=LEASE)
-    with fleet.connection.transaction():
-        fleet.rows("lock table {schema}.finished in access exclusive mode")
-        (job_id,) = fleet.rows("select {schema}.enqueue('quick')")[0]
-        # The notification and the job are visible only after the commit: hand the job over on another connection.
-    (job_id,) = fleet.enqueue("quick")
-    wait_until(lambda: fleet.status(job_id) == "successful")
-    first.signal(signal.SIGKILL)
-    first.wait()
-    fleet.start(backend, lease=LEASE)
-    (other,) = fleet.enqueue("quick")
-    wait_until(lambda: fleet.status(other) == "successful")
+    with psycopg.connect(fleet.dsn) as locker:
+        locker.execute(
+            sql.SQL("lock table {} in access exclusive mode").format(sql.Identifier(fleet.schema, "finished"))
+        )
+        (job_id,) = fleet.enqueue("quick")
+        wait_until(lambda: fleet.events(job_id))
+        waiting = "select pid from pg_stat_activity where application_name = 'pgq_anyio completion' and wait_event_type = 'Lock'"
+        wait_until(lambda: fleet.rows(waiting))
+        first.signal(signal.SIGKILL)
+        first.wait()
+        fleet.rows(f"select pg_terminate_backend(pid) from ({waiting}) as w")
+        wait_until(lambda: not fleet.rows(waiting))
+        locker.rollback()
+    second = fleet.start(backend, lease=LEASE)
+    wait_until(lambda: fleet.status(job_id) == "successful", timeout=LEASE + 10)
+    assert [("run", first.pid), ("run", second.pid)] == fleet.events(job_id)
 
 
 @pytest.mark.promise(17)
@@ -99,7 +109,7 @@ def test_nothing_stays_claimed_after_a_signal(fleet: Fleet, backend: str, number
     worker = fleet.start(backend, shutdown_grace=0.1, cancel_grace=2)
     ids = [fleet.enqueue(name)[0] for name in ("sleep", "thread", "process")]
     for job_id in ids:
-        wait_until(lambda job_id=job_id: fleet.events(job_id))
+        wait_until(partial(fleet.events, job_id))
     worker.signal(number)
     assert 0 == worker.wait()
     assert 0 == fleet.value("select count(*) from {schema}.running")

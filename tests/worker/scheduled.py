@@ -1,0 +1,44 @@
+"""A worker process with schedules, for tests: ``python -m tests.worker.scheduled BACKEND OPTIONS``.
+
+Beside the options of a worker: ``serve`` lists schedules as (name, handler, expression), for workers may run different
+code under the same name; ``clock_offset`` makes the clock of the program wrong by so many seconds. Handlers write into
+the table of ``apps.py``; an occurrence goes by its seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import anyio
+
+from pgq_anyio import Schedule
+from tests.worker import process
+from tests.worker.apps import app, log
+
+
+async def tick(schedule: Schedule) -> None:
+    """One line per occurrence."""
+    log(int(schedule.due_at.timestamp()), "run")
+
+
+async def long(schedule: Schedule) -> None:
+    """Go on for ever."""
+    number = int(schedule.due_at.timestamp())
+    log(number, "start")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        log(number, "cancelled")
+
+
+HANDLERS = {"tick": tick, "long": long}
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[2])
+    offset, real_time = options.pop("clock_offset", 0.0), time.time
+    time.time = lambda: real_time() + offset
+    for name, handler, expression in options.pop("serve"):
+        app.schedule(name, expression)(HANDLERS[handler])
+    process.main(sys.argv[1], json.dumps(options))

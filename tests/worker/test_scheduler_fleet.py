@@ -1,0 +1,106 @@
+"""Schedules in a fleet of worker processes: each occurrence once, and what becomes of it when its worker goes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+LEASE = 2.0
+SECONDLY = "* * * * * *"
+YEARLY = "0 0 1 1 *"
+NEW_YEAR = int(datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC).timestamp())
+
+
+def start(fleet: Fleet, backend: str, handler: str, expression: str, **options: object) -> WorkerProcess:
+    """Start a worker that serves the schedule ``report`` with this handler."""
+    return fleet.start(backend, program="tests.worker.scheduled", serve=[("report", handler, expression)], **options)
+
+
+def add_yearly(fleet: Fleet) -> None:
+    """Let the schedule have missed the last New Year."""
+    fleet.rows(
+        "insert into {schema}.schedule (name, expression, timezone, last_due_at)"
+        " values ('report', %s, 'UTC', clock_timestamp() - interval '1 year')",
+        YEARLY,
+    )
+
+
+@pytest.mark.promise(42)
+@BACKENDS
+def test_five_workers_run_each_occurrence_once(fleet: Fleet, backend: str) -> None:
+    """Twenty occurrences without a gap, none early, none late, although one of the workers has a wrong clock."""
+    for number in range(5):
+        start(fleet, backend, "tick", SECONDLY, clock_offset=1.0 if number == 4 else 0.0)
+    counted = "select count(distinct job_id) from {log}"
+    before = fleet.value(counted)
+    wait_until(lambda: fleet.value(counted) >= before + 20, timeout=40)
+    rows = fleet.rows("select job_id, extract(epoch from at)::float8 - job_id from {log} order by job_id")
+    seconds = [second for second, _ in rows]
+    # Once all of them were there: the start of a process takes the processors from the others for a while.
+    assert list(range(seconds[before], seconds[before] + len(seconds) - before)) == seconds[before:]
+    late = sorted(by for _, by in rows[before:])
+    assert late[0] >= 0.0
+    # With the handler's own connection to the database; the median, for other programs may have the processors.
+    assert late[len(late) // 2] < 0.1
+
+
+@pytest.mark.promise(44)
+@BACKENDS
+def test_the_schedule_of_a_killed_worker_goes_on(fleet: Fleet, backend: str) -> None:
+    """Not before the lease is over, and without the occurrence whose run was killed."""
+    first = start(fleet, backend, "long", SECONDLY, lease=LEASE)
+    wait_until(lambda: fleet.rows("select 1 from {log}"))
+    start(fleet, backend, "tick", SECONDLY, lease=LEASE)
+    first.signal(signal.SIGKILL)
+    killed_at = time.monotonic()
+    last_beat = fleet.value("select heartbeat_at from {schema}.worker where name like %s", f"%:{first.pid}")
+    wait_until(lambda: fleet.value("select count(*) from {log} where event = 'run'") >= 2, timeout=LEASE + 10)
+    assert time.monotonic() - killed_at < LEASE + 5 + 2
+    assert fleet.value(
+        "select min(at) - %s >= make_interval(secs => %s) from {log} where event = 'run'", last_beat, LEASE
+    )
+    assert [] == fleet.rows("select job_id from {log} group by job_id having count(*) > 1")
+
+
+@pytest.mark.promise(44)
+@BACKENDS
+def test_a_run_that_a_signal_interrupts_is_run_again(fleet: Fleet, backend: str) -> None:
+    """SIGTERM, and the grace is over: the handler is cancelled, and another worker runs this occurrence within 2 s."""
+    add_yearly(fleet)
+    first = start(fleet, backend, "long", YEARLY, shutdown_grace=0.2)
+    wait_until(lambda: [(NEW_YEAR, "start")] == fleet.rows("select job_id, event from {log}"))
+    second = start(fleet, backend, "tick", YEARLY)
+    first.signal(signal.SIGTERM)
+    assert 0 == first.wait()
+    ended = time.monotonic()
+    wait_until(lambda: fleet.events(NEW_YEAR)[2:])
+    assert time.monotonic() - ended < 2.0
+    assert [("start", first.pid), ("cancelled", first.pid), ("run", second.pid)] == fleet.events(NEW_YEAR)
+
+
+@pytest.mark.promise(44)
+@BACKENDS
+def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: str) -> None:
+    """SIGSTOP for longer than the lease: the schedule goes on elsewhere, and the end of the stale run is dropped."""
+    stale = start(fleet, backend, "long", SECONDLY, lease=LEASE)
+    wait_until(lambda: fleet.rows("select 1 from {log}"))
+    ((first_run, _),) = fleet.rows("select job_id, event from {log}")
+    stale.signal(signal.SIGSTOP)
+    try:
+        owner = start(fleet, backend, "tick", SECONDLY, lease=LEASE)
+        wait_until(lambda: fleet.rows("select 1 from {log} where pid = %s", owner.pid), timeout=LEASE + 10)
+    finally:
+        stale.signal(signal.SIGCONT)
+    wait_until(lambda: ("cancelled", stale.pid) in fleet.events(first_run))
+    # It registers anew, and one of the two runs the next occurrence.
+    wait_until(lambda: 2 == fleet.value("select count(*) from {schema}.worker"))
+    latest = fleet.value("select max(job_id) from {log}")
+    wait_until(lambda: fleet.rows("select 1 from {log} where job_id > %s", latest))
+    assert [] == fleet.rows("select job_id from {log} where event <> 'cancelled' group by job_id having count(*) > 1")
+    assert [(None,)] == fleet.rows("select given_back_due_at from {schema}.schedule")
