@@ -35,6 +35,8 @@ class Store:
         longest = _MAX_IDENTIFIER - len(_CHANNEL_PREFIX)
         if not schema or "\x00" in schema:
             raise ConfigurationError(f"the schema must be a name, not {schema!r}")
+        if "$" in schema:  # it could end the dollar-quoted bodies of functions
+            raise ConfigurationError(f"the schema name {schema!r} has a dollar sign, which is not supported")
         if len(schema.encode("utf-8", "replace")) > longest:
             raise ConfigurationError(f"the schema name {schema!r} is longer than {longest} bytes")
 
@@ -46,6 +48,10 @@ class Store:
     def sql(self, name: str) -> LiteralString:
         """The text of the block ``name``, with psycopg's named placeholders."""
         return self.bind(_blocks()[name], has_placeholders=True)
+
+    def plain_sql(self, name: str) -> LiteralString:
+        """The text of a block that has no placeholders, for where psycopg looks for none."""
+        return self.bind(_blocks()[name])
 
     def statement(self, name: str) -> Statement:
         """The block ``name`` as a prepared statement."""

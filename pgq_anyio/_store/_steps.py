@@ -101,7 +101,7 @@ def run_steps_sync(conn: psycopg.Connection[Any], steps: Steps[T]) -> T:
 
 
 async def _take(conn: psycopg.AsyncConnection[Any], step: Step) -> Any:
-    if isinstance(step, Fetch) and isinstance(conn, Connection) and _is_outside_pipeline(conn):
+    if isinstance(step, Fetch) and isinstance(conn, Connection) and not is_in_pipeline(conn):
         return await step.store.statement(step.name).fetch(conn, **step.params)
     if isinstance(step, InTransaction):
         async with conn.transaction():
@@ -117,7 +117,7 @@ async def _take(conn: psycopg.AsyncConnection[Any], step: Step) -> Any:
                 await cursor.execute(query, params, prepare=False if params is None else None)
                 return await cursor.fetchall() if _seek_rows(cursor) else []
             case CopyIn(store, name, blocks):
-                async with cursor.copy(store.sql(name)) as copy:
+                async with cursor.copy(store.plain_sql(name)) as copy:
                     for block in blocks:
                         await copy.write(block)
                 return []
@@ -135,7 +135,7 @@ def _take_sync(conn: psycopg.Connection[Any], step: Step) -> Any:
                 cursor.execute(query, params, prepare=False if params is None else None)
                 return cursor.fetchall() if _seek_rows(cursor) else []
             case CopyIn(store, name, blocks):
-                with cursor.copy(store.sql(name)) as copy:
+                with cursor.copy(store.plain_sql(name)) as copy:
                     for block in blocks:
                         copy.write(block)
                 return []
@@ -149,8 +149,9 @@ def _seek_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
     return True
 
 
-def _is_outside_pipeline(conn: AnyConnection) -> bool:
-    return conn.pgconn.pipeline_status == pq.PipelineStatus.OFF
+def is_in_pipeline(conn: AnyConnection) -> bool:
+    """Whether the connection is in pipeline mode, which excludes COPY and our prepared statements."""
+    return conn.pgconn.pipeline_status != pq.PipelineStatus.OFF
 
 
 def is_in_transaction(conn: AnyConnection) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, cast
 
 import psycopg
 from psycopg import errors
@@ -111,7 +111,7 @@ def migrations() -> dict[str, LiteralString]:
 
 def _read(name: str) -> LiteralString:
     """A file of ours, which nobody else can have written."""
-    text: Any = (files(__package__) / name).read_text("utf-8")
+    text: LiteralString = cast("Any", (files(__package__) / name).read_text("utf-8"))
     return text
 
 

@@ -1,0 +1,161 @@
+"""``Queries``: producers and operators in asynchronous programs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+
+from .._db import PsycopgDriver
+from .._errors import ConfigurationError
+from .._models import JobId, JobRecord, JobStatus
+from .._store import cancelling, enqueueing, reading
+from .._store._sql import DEFAULT_SCHEMA, Store
+from .._store._steps import run_steps
+from ._arguments import When, check_id, check_ids, check_reason, list_filters, new_jobs
+
+
+class Queries:
+    """What producers and operators ask of the queue.
+
+    Connections are taken from the pool of the driver, for the length of a call. With ``connection`` a call uses that
+    one instead (ours, or a ``psycopg.AsyncConnection`` on asyncio) and belongs to whatever transaction is open there.
+
+    :param driver: an open driver; not needed for calls with ``connection``
+    :param schema: the PostgreSQL schema with the tables. Defaults to "pgq_anyio".
+    :raises ConfigurationError: if the schema cannot be the name of one
+    """
+
+    def __init__(self, driver: PsycopgDriver, *, schema: str = DEFAULT_SCHEMA) -> None:
+        self._driver = driver
+        self._store = Store(schema)
+
+    def __repr__(self) -> str:
+        return f"<Queries on {self._driver!r}, schema {self._store.schema!r}>"
+
+    async def enqueue(
+        self,
+        entrypoint: str | Sequence[str],
+        payload: bytes | Sequence[bytes | None] | None = None,
+        priority: int | Sequence[int] = 0,
+        execute_after: When | Sequence[When] = None,
+        *,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[JobId]:
+        """Enqueue jobs: all of them or, after any error, none.
+
+        Each argument is one value or a list with one value per job. Lists run in parallel and must have the same
+        length; a single value holds for every job.
+
+        :param entrypoint: the name of the handler. No worker needs to know it yet.
+        :param payload: bytes for the handler, or ``None``. Defaults to ``None``.
+        :param priority: 32-bit number; the higher, the earlier. Defaults to 0.
+        :param execute_after: not before this time has passed (a ``timedelta``, by the database's clock), or not before
+            this moment (an aware ``datetime``). Defaults to ``None``, which is at once, as are past moments.
+        :param connection: enqueue in the open transaction of this connection: the jobs exist when it commits
+        :return: the ids of the jobs, in the order of the lists
+        :raises ConfigurationError: if an argument cannot be used; the message says which element
+        :raises RuntimeError: if the driver is not open
+        """
+        jobs = new_jobs(entrypoint, payload, priority, execute_after)
+        async with self._connection(connection) as conn:
+            steps = enqueueing.enqueue(self._store, conn, jobs, always_notify=connection is not None)
+            return await run_steps(conn, steps)
+
+    async def mark_job_as_cancelled(
+        self,
+        ids: Iterable[JobId],
+        reason: str | None = None,
+        *,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[JobId]:
+        """Cancel jobs. One that waits never runs; of one that runs, the handler is cancelled and its end awaited.
+
+        :param ids: the jobs. Nothing happens to those that are unknown, have ended, or are being cancelled already.
+        :param reason: recorded with the jobs
+        :param connection: cancel in the open transaction of this connection, which must be READ COMMITTED; rows stay
+            locked until it ends
+        :return: the ids of the jobs that this call has cancelled
+        :raises ConfigurationError: if an argument cannot be used
+        :raises RuntimeError: if the transaction is REPEATABLE READ or SERIALIZABLE, or the driver is not open
+        """
+        checked, reason = check_ids(ids), check_reason(reason)
+        async with self._connection(connection) as conn:
+            return await run_steps(conn, cancelling.cancel_jobs(self._store, conn, checked, reason))
+
+    async def job_status(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
+        """Tell the states of jobs, all of one moment.
+
+        :param ids: the jobs; unknown ones have no entry in the answer
+        :return: the state of each job
+        :raises ConfigurationError: if ``ids`` are no numbers
+        """
+        checked = check_ids(ids)
+        async with self._connection() as conn:
+            return await run_steps(conn, reading.job_status(self._store, checked))
+
+    async def get_job(self, job_id: JobId) -> JobRecord | None:
+        """Tell all that the database knows of a job.
+
+        :return: its record, or ``None`` if the job is unknown (or was pruned)
+        :raises ConfigurationError: if ``job_id`` is no number
+        """
+        checked = check_id(job_id)
+        if checked is None:
+            return None
+        async with self._connection() as conn:
+            return await run_steps(conn, reading.get_job(self._store, checked))
+
+    async def list_jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        entrypoint: str | None = None,
+        limit: int = 100,
+        before: JobId | None = None,
+    ) -> list[JobRecord]:
+        """Tell all about several jobs, the newest first.
+
+        :param status: only jobs in this state
+        :param entrypoint: only jobs of this name
+        :param limit: how many at most. Defaults to 100.
+        :param before: only jobs with a lower id: the last one of the answer before, to turn pages
+        :return: their records
+        :raises ConfigurationError: if an argument cannot be used
+        """
+        filters = list_filters(status, entrypoint, limit, before)
+        async with self._connection() as conn:
+            return await run_steps(conn, reading.list_jobs(self._store, **filters))
+
+    async def queue_size(self) -> dict[str, int]:
+        """Count the queued jobs, by the names of their entrypoints.
+
+        Reads the whole queue: not for a busy loop when there are millions.
+
+        :return: the number of jobs that could start now; names without any are left out
+        """
+        async with self._connection() as conn:
+            return await run_steps(conn, reading.queue_size(self._store))
+
+    async def workers(self) -> list[reading.WorkerRecord]:
+        """Tell which workers there are.
+
+        :return: their records, the oldest first
+        """
+        async with self._connection() as conn:
+            return await run_steps(conn, reading.list_workers(self._store))
+
+    @asynccontextmanager
+    async def _connection(self, given: object = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """The caller's connection, or one from the pool."""
+        if given is None:
+            async with self._driver.connection() as conn:
+                yield conn
+        elif isinstance(given, psycopg.AsyncConnection):
+            yield given
+        elif isinstance(given, psycopg.Connection):
+            raise ConfigurationError("this connection blocks: use SyncQueries with it, or a psycopg.AsyncConnection")
+        else:
+            raise ConfigurationError(f"connection must be a psycopg.AsyncConnection, not a {type(given).__name__}")
