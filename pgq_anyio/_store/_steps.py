@@ -10,7 +10,7 @@ have any row factory and any cursor class (with another syntax for placeholders)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, LiteralString, TypeVar
 
 import attrs
@@ -46,11 +46,12 @@ class Execute:
 
 @attrs.frozen
 class CopyIn:
-    """The named COPY … FROM STDIN with what to send; gives no rows."""
+    """The named COPY … FROM STDIN in binary format, with the types of its columns and the rows; gives nothing."""
 
     store: Store
     name: str
-    blocks: Iterable[bytes]
+    types: Sequence[str]
+    rows: Iterable[Sequence[object]]
 
 
 @attrs.frozen
@@ -116,10 +117,11 @@ async def _take(conn: psycopg.AsyncConnection[Any], step: Step) -> Any:
             case Execute(query, params):
                 await cursor.execute(query, params, prepare=False if params is None else None)
                 return await cursor.fetchall() if _seek_rows(cursor) else []
-            case CopyIn(store, name, blocks):
+            case CopyIn(store, name, types, rows):
                 async with cursor.copy(store.plain_sql(name)) as copy:
-                    for block in blocks:
-                        await copy.write(block)
+                    copy.set_types(types)
+                    for row in rows:
+                        await copy.write_row(row)
                 return []
 
 
@@ -134,10 +136,11 @@ def _take_sync(conn: psycopg.Connection[Any], step: Step) -> Any:
             case Execute(query, params):
                 cursor.execute(query, params, prepare=False if params is None else None)
                 return cursor.fetchall() if _seek_rows(cursor) else []
-            case CopyIn(store, name, blocks):
+            case CopyIn(store, name, types, rows):
                 with cursor.copy(store.plain_sql(name)) as copy:
-                    for block in blocks:
-                        copy.write(block)
+                    copy.set_types(types)
+                    for row in rows:
+                        copy.write_row(row)
                 return []
 
 

@@ -4,12 +4,12 @@ One statement takes what most calls bring. Larger batches of jobs that are due a
 server less than the elements of arrays and whose size has no bound; larger batches of others are cut into several
 statements. Both then need a transaction, which is a savepoint inside the caller's.
 
-The COPY data is written here, in PostgreSQL's binary format: row by row through psycopg it takes three times as long.
+Measured on two cores, microseconds a job with 100 bytes of payload, arrays / COPY: 135 / 460 for one job, 6.2 / 8.6 for
+a hundred, 4.6 / 4.0 for a thousand, 5.0 / 3.5 for ten thousand. Without prepared statements COPY wins from a hundred on.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -23,15 +23,7 @@ COPY_FROM: Final = 1000
 #: The most jobs, and bytes of payload, in one statement: a parameter fits into 1 GB, and into memory several times.
 MAX_JOBS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
-#: Bytes of COPY data that are handed over at a time.
-BLOCK: Final = 2**17
-
-_COPY_START: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_COPY_END: Final = b"\xff\xff"
-#: Number of columns; length and value of the id; length of the name.
-_ROW: Final = struct.Struct("!hiqi")
-#: Length and value of the priority; length of the payload (-1: null).
-_REST: Final = struct.Struct("!iii")
+_COPY_TYPES: Final = ("int8", "text", "int4", "bytea")
 
 
 def enqueue(store: Store, conn: AnyConnection, jobs: NewJobs, *, always_notify: bool) -> Steps[list[JobId]]:
@@ -45,7 +37,7 @@ def enqueue(store: Store, conn: AnyConnection, jobs: NewJobs, *, always_notify: 
     if number == 0:
         return []
     if number >= COPY_FROM and not is_in_pipeline(conn) and not any(jobs.run_ats) and jobs.delays.count(None) == number:
-        ids: list[JobId] = yield InTransaction(_copy(store, jobs, _encoding(conn), always_notify))
+        ids: list[JobId] = yield InTransaction(_copy(store, jobs, always_notify))
         return ids
     parts = list(_parts(jobs))
     if len(parts) == 1:
@@ -62,42 +54,13 @@ def _insert(store: Store, parts: list[NewJobs], always_notify: bool) -> Steps[li
     return ids
 
 
-def _copy(store: Store, jobs: NewJobs, encoding: str, always_notify: bool) -> Steps[list[JobId]]:
-    names = {name: name.encode(encoding) for name in dict.fromkeys(jobs.entrypoints)}
+def _copy(store: Store, jobs: NewJobs, always_notify: bool) -> Steps[list[JobId]]:
     ids: list[JobId] = (yield Fetch(store, "allot_job_ids", {"count": len(jobs.entrypoints)}))[0][0]
-    yield CopyIn(store, "copy_jobs", copy_blocks(ids, jobs, names))
-    yield Fetch(store, "notify_queued", {"entrypoints": list(names), "always_notify": always_notify})
+    rows = zip(ids, jobs.entrypoints, jobs.priorities, jobs.payloads, strict=True)
+    yield CopyIn(store, "copy_jobs", _COPY_TYPES, rows)
+    names = list(dict.fromkeys(jobs.entrypoints))
+    yield Fetch(store, "notify_queued", {"entrypoints": names, "always_notify": always_notify})
     return ids
-
-
-def copy_blocks(ids: list[JobId], jobs: NewJobs, names: dict[str, bytes]) -> Iterator[bytes]:
-    """The data of ``copy_jobs``, in blocks.
-
-    :param names: each name in the encoding of the connection
-    """
-    block = bytearray(_COPY_START)
-    for job_id, entrypoint, priority, payload in zip(
-        ids, jobs.entrypoints, jobs.priorities, jobs.payloads, strict=True
-    ):
-        name = names[entrypoint]
-        block += _ROW.pack(4, 8, job_id, len(name))
-        block += name
-        if payload is None:
-            block += _REST.pack(4, priority, -1)
-        else:
-            block += _REST.pack(4, priority, len(payload))
-            block += payload
-        if len(block) >= BLOCK:
-            yield bytes(block)
-            block.clear()
-    block += _COPY_END
-    yield bytes(block)
-
-
-def _encoding(conn: AnyConnection) -> str:
-    """The client encoding, by Python's name; as psycopg does, UTF-8 where the database has none."""
-    encoding = conn.info.encoding
-    return "utf-8" if encoding == "ascii" else encoding
 
 
 def _parts(jobs: NewJobs) -> Iterator[NewJobs]:
