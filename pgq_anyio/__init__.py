@@ -1,6 +1,7 @@
 """pgq_anyio: a PostgreSQL job queue and cron scheduler in which structured concurrency is the design."""
 
 from ._app import PgQueuer
+from ._client import Queries, SyncQueries
 from ._context import Cancellation, Context, current_context
 from ._db import PsycopgDriver
 from ._errors import AppLoadError, ConfigurationError, JobTimeout, PgqError, SchemaError
@@ -36,11 +37,13 @@ __all__ = [
     "PgqError",
     "ProcessExecutor",
     "PsycopgDriver",
+    "Queries",
     "Retry",
     "RetryWithBackoffEntrypointExecutor",
     "Schedule",
     "SchemaError",
     "Snooze",
+    "SyncQueries",
     "ThreadExecutor",
     "current_context",
 ]

@@ -22,7 +22,7 @@ from ._database import open_database
 from ._db import PsycopgDriver
 from ._durations import count, seconds
 from ._errors import ConfigurationError, first_leaf
-from ._executors import EntrypointExecutor, ThreadExecutor
+from ._executors import AbstractEntrypointExecutor, EntrypointExecutor, ThreadExecutor
 from ._models import JobId
 from ._registry import (
     MIN_LEASE,
@@ -257,6 +257,8 @@ class PgQueuer:
         """``run`` with settings that were checked already; ``migrate_first`` brings the schema up to date."""
         if self._worker is not None:
             raise RuntimeError("this PgQueuer is being run already; an app runs one worker at a time")
+        for executor in self._registry.executors():
+            executor.check()
         stop = Stop()
         async with open_database(self._source, self._store, migrate_first=migrate_first) as driver:
             if self._worker is not None:
@@ -309,9 +311,9 @@ def _make_executor(parameters: ExecutorParameters, factory: ExecutorFactory | No
     if factory is None:
         return EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
     executor = factory(parameters)
-    if not hasattr(executor, "execute"):
+    if not isinstance(executor, AbstractEntrypointExecutor):
         raise ConfigurationError(
-            f"the executor_factory of {parameters.name!r} gave {executor!r}, which has no execute()"
+            f"the executor_factory of {parameters.name!r} gave {executor!r}, which is no AbstractEntrypointExecutor"
         )
     return executor
 

@@ -41,7 +41,7 @@ MAX_TRACEBACK: Final = 100_000
 
 
 class HandlerOutcome(Exception):  # noqa: N818  (these are answers of a handler, not errors)
-    """Base class of what a handler raises to say how its job goes on."""
+    """Base class of what a handler raises to say how its job goes on. All of them survive pickling: handlers in processes."""
 
 
 class Retry(HandlerOutcome):
@@ -57,6 +57,9 @@ class Retry(HandlerOutcome):
         self.delay = None if delay is None else seconds("delay", delay)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Retry], tuple[float | None, str | None]]:
+        return Retry, (self.delay, self.reason)
+
 
 class Snooze(HandlerOutcome):
     """Run the job again later; the attempt is not counted.
@@ -67,6 +70,9 @@ class Snooze(HandlerOutcome):
     def __init__(self, delay: float | timedelta) -> None:
         super().__init__("snooze")
         self.delay = seconds("delay", delay)
+
+    def __reduce__(self) -> tuple[type[Snooze], tuple[float]]:
+        return Snooze, (self.delay,)
 
 
 class Cancel(HandlerOutcome):
@@ -79,6 +85,9 @@ class Cancel(HandlerOutcome):
         super().__init__(reason or "cancelled by its handler")
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Cancel], tuple[str | None]]:
+        return Cancel, (self.reason,)
+
 
 class Discard(HandlerOutcome):
     """End the job as failed, whatever attempts are left.
@@ -89,6 +98,9 @@ class Discard(HandlerOutcome):
     def __init__(self, reason: str | None = None) -> None:
         super().__init__(reason or "discarded by its handler")
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Discard], tuple[str | None]]:
+        return Discard, (self.reason,)
 
 
 @attrs.frozen

@@ -44,6 +44,8 @@ class Executor(Protocol):
 
     kind: HandlerKind
 
+    def check(self) -> None: ...
+
     def execute(self, job: Any, context: Context, /) -> Awaitable[object]: ...
 
 
@@ -115,6 +117,11 @@ class Registry:
         if key in self.schedules:
             raise RuntimeError(f"the schedule {schedule.name!r} is registered with {schedule.expression!r} already")
         self.schedules[key] = schedule
+
+    def executors(self) -> list[Executor]:
+        """Everything that runs handlers."""
+        entries: list[Entrypoint | ScheduleEntry] = [*self.entrypoints.values(), *self.schedules.values()]
+        return [entry.executor for entry in entries]
 
     def shortest_lease(self, lease: float) -> float:
         """The lease of a worker: the smallest of its own and its entrypoints' ``retry_timer`` (in seconds)."""

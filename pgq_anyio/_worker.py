@@ -146,9 +146,7 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
 async def _open_process_pool(term: Term) -> AsyncIterator[ProcessPool | None]:
     """The pool of child processes, if an entrypoint or a schedule needs one."""
     registry = term.worker.registry
-    executors = [entry.executor for entry in registry.entrypoints.values()]
-    executors += [entry.executor for entry in registry.schedules.values()]
-    if any(executor.kind is HandlerKind.PROCESS for executor in executors):
+    if any(executor.kind is HandlerKind.PROCESS for executor in registry.executors()):
         async with ProcessPool() as pool:
             yield pool
     else:

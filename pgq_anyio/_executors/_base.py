@@ -25,6 +25,12 @@ class AbstractEntrypointExecutor(ABC):
         #: the name, function and options of the entrypoint
         self.parameters = parameters
 
+    def check(self) -> None:  # noqa: B027  (most executors have nothing to check)
+        """Look once more whether handlers can be called, when a worker starts and every module has been imported.
+
+        :raises ConfigurationError: if they cannot; the worker then does not start
+        """
+
     @abstractmethod
     async def execute(self, job: Any, context: Context) -> object:
         """Run one job, or one occurrence of a schedule; what it raises is the job's failure, its result is ignored."""

@@ -32,6 +32,10 @@ class ProcessExecutor(AbstractEntrypointExecutor):
             )
         self._target = check_importable(parameters.func)
 
+    def check(self) -> None:
+        """Look whether the name leads to the handler: when it was decorated it was not bound to its name yet."""
+        check_importable(self.parameters.func, bound=True)
+
     async def execute(self, job: Any, context: Context) -> object:
         """Run the handler in a child and wait for its end, whatever is cancelled meanwhile."""
         tools = context.tools
