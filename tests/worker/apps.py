@@ -1,6 +1,7 @@
 """The app that worker processes of the tests run. Its handlers write what they do into a table of their own.
 
-The table is ``<schema>_log(job_id, event, pid, at)``: times are the server's, so that entries of several processes compare.
+The table is ``<schema>_log(job_id, event, pid, at)``: times are the server's, so that entries of several processes
+compare.
 """
 
 from __future__ import annotations

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
-from pgq_anyio import PgQueuer, PsycopgDriver
-if TYPE_CHECKING:
-    from pgq_anyio._client import Queries
+from pgq_anyio import PgQueuer, PsycopgDriver, Queries
 from tests.worker.fleet import Fleet, open_fleet
 
 
+@pytest.fixture(
+    params=[("asyncio", {}), ("asyncio", {"use_uvloop": True}), ("trio", {})], ids=["asyncio", "uvloop", "trio"]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Run the tests of the worker on uvloop too."""
+    backend: tuple[str, dict[str, bool]] = request.param
+    return backend
+
+
 @pytest.fixture
-async def driver(anyio_backend: str, dsn: str) -> AsyncIterator[PsycopgDriver]:
+async def driver(anyio_backend: object, dsn: str) -> AsyncIterator[PsycopgDriver]:
     """An open driver on the backend of the test."""
     async with PsycopgDriver(dsn) as driver:
         yield driver
@@ -23,8 +29,6 @@ async def driver(anyio_backend: str, dsn: str) -> AsyncIterator[PsycopgDriver]:
 @pytest.fixture
 def queries(driver: PsycopgDriver, schema: str) -> Queries:
     """A producer for the test's schema."""
-    from pgq_anyio._client import Queries
-
     return Queries(driver, schema=schema)
 
 

@@ -19,7 +19,7 @@ LEASE = 2.0
 @pytest.mark.promise(12)
 @BACKENDS
 def test_the_job_of_a_killed_worker_runs_on_another(fleet: Fleet, backend: str) -> None:
-    """Not before the lease is over since the last heartbeat, and not later than 5 s after that; the crash is counted."""
+    """Not before the lease is over since the last heartbeat, nor later than 5 s after that; the crash is counted."""
     first = fleet.start(backend, lease=LEASE)
     (job_id,) = fleet.enqueue("sleep", b"2")
     wait_until(lambda: fleet.events(job_id))
@@ -89,7 +89,10 @@ def test_a_crash_before_the_outcome_is_stored_runs_the_job_again(fleet: Fleet, b
         )
         (job_id,) = fleet.enqueue("quick")
         wait_until(lambda: fleet.events(job_id))
-        waiting = "select pid from pg_stat_activity where application_name = 'pgq_anyio completion' and wait_event_type = 'Lock'"
+        waiting = (
+            "select pid from pg_stat_activity"
+            " where application_name = 'pgq_anyio completion' and wait_event_type = 'Lock'"
+        )
         wait_until(lambda: fleet.rows(waiting))
         first.signal(signal.SIGKILL)
         first.wait()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import anyio
 import pytest
 
-from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, current_context
-from pgq_anyio._client import Queries
+from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, Queries, current_context
 from pgq_anyio.testing import drain, running_worker
 
 pytestmark = pytest.mark.anyio
@@ -209,13 +211,11 @@ async def test_a_claimed_job_shows_its_owner(app: PgQueuer, queries: Queries) ->
 
 
 async def test_a_handler_gets_its_context(dsn: str, schema: str, queries: Queries) -> None:
-    """By a second parameter, by get_context, and by current_context, in child tasks too; resources come from the lifespan."""
-    from contextlib import asynccontextmanager
-
+    """By a second parameter, by get_context, and by current_context, in child tasks too, with the lifespan's value."""
     order: list[str] = []
 
     @asynccontextmanager
-    async def lifespan():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def lifespan() -> AsyncIterator[str]:
         order.append("open")
         yield "resources"
         order.append("close")
@@ -253,8 +253,6 @@ async def test_a_handler_gets_its_context(dsn: str, schema: str, queries: Querie
 
 async def test_contexts_do_not_leak_from_job_to_job(app: PgQueuer, queries: Queries) -> None:
     """What a job sets in its contextvars no other job ever sees."""
-    from contextvars import ContextVar
-
     variable: ContextVar[int | None] = ContextVar("variable", default=None)
     seen: list[int | None] = []
 

@@ -1,0 +1,224 @@
+"""Whatever a handler raises is that job's failure and touches nothing else."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+
+import anyio
+import pytest
+
+from pgq_anyio import Cancel, Discard, Job, JobStatus, PgQueuer, Queries, Retry, Snooze
+from pgq_anyio.testing import drain, run_job, running_worker
+
+pytestmark = pytest.mark.anyio
+
+
+class OddError(Exception):
+    """An error whose text PostgreSQL cannot store as it is."""
+
+    def __str__(self) -> str:
+        return "nul \x00, surrogate \udcff, and a very long tail " + "x" * 20_000
+
+
+@pytest.mark.promise(29)
+async def test_an_exception_is_recorded_and_the_others_go_on(app: PgQueuer, queries: Queries) -> None:
+    """With type, message and traceback; final by default."""
+    calls: list[int] = []
+
+    @app.entrypoint("fail")
+    async def fail(job: Job) -> None:
+        calls.append(job.id)
+        raise ValueError("what went wrong")
+
+    @app.entrypoint("work")
+    async def work(job: Job) -> None:
+        await anyio.sleep(0.01)
+
+    ids = await queries.enqueue(["work", "fail", "work"], [b"1", b"2", b"3"])
+    with anyio.fail_after(10):
+        await drain(app)
+    assert [JobStatus.SUCCESSFUL, JobStatus.FAILED, JobStatus.SUCCESSFUL] == [
+        (await queries.job_status(ids))[job_id] for job_id in ids
+    ]
+    assert [ids[1]] == calls
+    record = await queries.get_job(ids[1])
+    assert record is not None
+    assert b"2" == record.payload
+    (error,) = record.errors
+    assert ("ValueError", "what went wrong", 1) == (error.type, error.message, error.attempt)
+    assert error.traceback is not None
+    assert 'raise ValueError("what went wrong")' in error.traceback
+
+
+@pytest.mark.promise(29)
+async def test_all_leaves_of_a_group_are_recorded(app: PgQueuer, queries: Queries) -> None:
+    """Of an ExceptionGroup from the handler's own task group."""
+
+    @app.entrypoint("fail")
+    async def fail(job: Job) -> None:
+        async def raise_it(error: Exception) -> None:
+            raise error
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(raise_it, ValueError("first leaf"))
+            tasks.start_soon(raise_it, KeyError("second leaf"))
+
+    (job_id,) = await queries.enqueue("fail")
+    with anyio.fail_after(10):
+        await drain(app)
+    record = await queries.get_job(job_id)
+    assert record is not None
+    assert JobStatus.FAILED == record.status
+    assert record.errors[0].traceback is not None
+    assert "first leaf" in record.errors[0].traceback
+    assert "second leaf" in record.errors[0].traceback
+
+
+@pytest.mark.promise(29)
+async def test_a_text_that_cannot_be_stored_is_stored_all_the_same(app: PgQueuer, queries: Queries) -> None:
+    """NUL and lone surrogates are spelled out, long texts are cut with a note."""
+
+    @app.entrypoint("fail")
+    async def fail(job: Job) -> None:
+        raise OddError
+
+    (job_id,) = await queries.enqueue("fail")
+    with anyio.fail_after(10):
+        await drain(app)
+    record = await queries.get_job(job_id)
+    assert record is not None
+    message = record.errors[0].message
+    assert message.startswith("nul \\x00, surrogate \\udcff")
+    assert "characters left out" in message
+
+
+@pytest.mark.promise(32)
+@pytest.mark.parametrize("kind", ["async", "thread"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        KeyboardInterrupt("mine"),
+        ExceptionGroup("g", [ValueError("x")]),
+        BaseExceptionGroup("b", [SystemExit()]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_even_these_are_only_the_jobs_failure(
+    app: PgQueuer, queries: Queries, error: BaseException, kind: str
+) -> None:
+    """SystemExit, KeyboardInterrupt and groups: that job fails, nothing else."""
+
+    @app.entrypoint("async")
+    async def fail(job: Job) -> None:
+        raise error
+
+    @app.entrypoint("thread")
+    def fail_in_a_thread(job: Job) -> None:
+        if isinstance(error, SystemExit):
+            sys.exit(3)
+        raise error
+
+    @app.entrypoint("work")
+    async def work(job: Job) -> None: ...
+
+    failing, working = await queries.enqueue([kind, "work"], None)
+    with anyio.fail_after(10):
+        await drain(app)
+    assert {failing: JobStatus.FAILED, working: JobStatus.SUCCESSFUL} == await queries.job_status([failing, working])
+    record = await queries.get_job(failing)
+    assert record is not None
+    assert type(error).__name__ == record.errors[0].type
+
+
+@pytest.mark.promise(31)
+async def test_a_retry_is_the_same_job_later(app: PgQueuer, queries: Queries) -> None:
+    """Same id, payload and priority; the attempt is visible; not before the delay, and soon after it when idle."""
+    runs: list[tuple[int, bytes | None, int, int, float]] = []
+
+    @app.entrypoint("flaky")
+    async def flaky(job: Job) -> None:
+        runs.append((job.id, job.payload, job.priority, job.attempt, anyio.current_time()))
+        if job.attempt < 3:
+            raise Retry(delay=0.3, reason=f"attempt {job.attempt}")
+
+    ended = anyio.Event()
+    async with running_worker(app):
+        (job_id,) = await queries.enqueue("flaky", b"payload", priority=4)
+        with anyio.fail_after(10):
+            while (await queries.job_status([job_id]))[job_id] is not JobStatus.SUCCESSFUL:
+                await anyio.lowlevel.checkpoint()
+        ended.set()
+    assert [(job_id, b"payload", 4, attempt) for attempt in (1, 2, 3)] == [run[:4] for run in runs]
+    for (*_, before), (*_, after) in pairwise(runs):
+        assert 0.3 <= after - before < 1.0
+    record = await queries.get_job(job_id)
+    assert record is not None
+    assert ["attempt 1", "attempt 2"] == [error.message for error in record.errors]
+
+
+@pytest.mark.promise(31)
+async def test_attempts_are_used_up_and_every_error_is_kept(app: PgQueuer, queries: Queries) -> None:
+    """max_attempts=3: three runs, three errors."""
+
+    @app.entrypoint("fail", max_attempts=3)
+    async def fail(job: Job) -> None:
+        raise ValueError(f"attempt {job.attempt}")
+
+    (job_id,) = await queries.enqueue("fail")
+    with anyio.fail_after(20):
+        await drain(app)
+    record = await queries.get_job(job_id)
+    assert record is not None
+    assert (JobStatus.FAILED, 3) == (record.status, record.attempt)
+    assert [f"attempt {number}" for number in (1, 2, 3)] == [error.message for error in record.errors]
+
+
+async def test_what_a_handler_may_say(app: PgQueuer, queries: Queries) -> None:
+    """Snooze is not counted, Cancel ends as cancelled, Discard as failed whatever attempts are left."""
+    snoozed: list[int] = []
+
+    @app.entrypoint("snooze")
+    async def snooze(job: Job) -> None:
+        snoozed.append(job.attempt)
+        if len(snoozed) < 3:
+            raise Snooze(0)
+
+    @app.entrypoint("cancel", max_attempts=5)
+    async def cancel(job: Job) -> None:
+        raise Cancel("not today")
+
+    @app.entrypoint("discard", max_attempts=5)
+    async def discard(job: Job) -> None:
+        raise Discard("hopeless")
+
+    ids = await queries.enqueue(["snooze", "cancel", "discard"], None)
+    with anyio.fail_after(10):
+        await drain(app)
+    assert [JobStatus.SUCCESSFUL, JobStatus.CANCELLED, JobStatus.FAILED] == [
+        (await queries.job_status(ids))[job_id] for job_id in ids
+    ]
+    assert [1, 1, 1] == snoozed
+    cancelled, discarded = [await queries.get_job(job_id) for job_id in ids[1:]]
+    assert cancelled is not None
+    assert "not today" == cancelled.cancel_reason
+    assert discarded is not None
+    assert ["hopeless"] == [error.message for error in discarded.errors]
+
+
+async def test_a_handler_alone_raises_what_it_raises(app: PgQueuer) -> None:
+    """testing.run_job calls it as a worker would, without a database."""
+
+    @app.entrypoint("fail", timeout=0.05)
+    async def fail(job: Job) -> None:
+        if job.payload == b"slow":
+            await anyio.sleep_forever()
+        raise ValueError(job.payload)
+
+    with pytest.raises(ValueError, match="now"):
+        await run_job(app, "fail", b"now")
+    with pytest.raises(Exception, match=r"0\.05 s"):
+        await run_job(app, "fail", b"slow")
+    with pytest.raises(LookupError, match="it has: fail"):
+        await run_job(app, "other")
