@@ -29,52 +29,52 @@ from (select 1) one left join (
 -- the present state of every row that was asked for, so that who comes too late learns what happened.
 -- "taken" is the time by which occurrences are judged, read before the locks: an occurrence that was refused as too early
 -- is later than the clock of the answer.
+-- What was asked for travels with the locked rows: a join of two lists of a thousand would be a million comparisons.
 with taken as materialized (
     select clock_timestamp() as at
-), wanted as materialized (
-    select * from unnest(
+), locked as materialized (
+    select s.name, s.expression, s.last_due_at, s.given_back_due_at, s.worker_id, s.claim_no, s.paused, s.last_finished_at,
+        w.due_at, w.last_due_at as known_due_at, w.given_back_due_at as known_given_back_due_at
+    from {schema}.schedule s join unnest(
         %(names)s::text[], %(expressions)s::text[], %(last_due_ats)s::timestamptz[], %(given_back_due_ats)s::timestamptz[],
         %(due_ats)s::timestamptz[]
-    ) as w (name, expression, last_due_at, given_back_due_at, due_at)
-), locked as materialized (
-    select s.name, s.expression, s.last_due_at, s.given_back_due_at, s.worker_id, s.claim_no, s.paused, s.last_finished_at
-    from {schema}.schedule s join wanted w on s.name = w.name and s.expression = w.expression
+    ) as w (name, expression, last_due_at, given_back_due_at, due_at) on s.name = w.name and s.expression = w.expression
     order by s.name, s.expression for update of s
-), ours as materialized (
-    select l.name, l.expression, w.due_at, w.given_back_due_at is not null as again
-    from locked l join wanted w on w.name = l.name and w.expression = l.expression
-    where l.worker_id is null and not l.paused
-        and l.last_due_at = w.last_due_at and l.given_back_due_at is not distinct from w.given_back_due_at
-        and w.due_at <= (select at from taken)
+), judged as materialized (
+    select l.*,
+        l.worker_id is null and not l.paused
+        and l.last_due_at = l.known_due_at and l.given_back_due_at is not distinct from l.known_given_back_due_at
+        and l.due_at <= (select at from taken)
         and exists (
             select from {schema}.worker k where k.worker_id = %(worker_id)s::bigint and k.left_at is null
-        )
+        ) as ours
+    from locked l
 ), fired as (
     update {schema}.schedule s set
-        worker_id = %(worker_id)s::bigint, claim_no = %(claim_no)s::bigint, due_at = o.due_at, started_at = clock_timestamp(),
-        last_due_at = greatest(s.last_due_at, o.due_at), given_back_due_at = null
-    from ours o where s.name = o.name and s.expression = o.expression
-    returning s.name, s.expression, s.last_due_at, s.worker_id, s.claim_no
+        worker_id = %(worker_id)s::bigint, claim_no = %(claim_no)s::bigint, due_at = j.due_at, started_at = clock_timestamp(),
+        last_due_at = greatest(j.last_due_at, j.due_at), given_back_due_at = null
+    from judged j where j.ours and s.name = j.name and s.expression = j.expression
 )
-select (select extract(epoch from at)::double precision from taken), l.name, l.expression,
-    coalesce(f.last_due_at, l.last_due_at), case when f.name is null then l.given_back_due_at end,
-    coalesce(f.worker_id, l.worker_id), coalesce(f.claim_no, l.claim_no), l.paused, l.last_finished_at, f.name is not null
-from (select 1) one left join (
-    locked l left join fired f on f.name = l.name and f.expression = l.expression
-) on true
+select (select extract(epoch from at)::double precision from taken), j.name, j.expression,
+    case when j.ours then greatest(j.last_due_at, j.due_at) else j.last_due_at end,
+    case when not j.ours then j.given_back_due_at end,
+    case when j.ours then %(worker_id)s::bigint else j.worker_id end,
+    case when j.ours then %(claim_no)s::bigint else j.claim_no end,
+    j.paused, j.last_finished_at, j.ours
+from (select 1) one left join judged j on true
 
 -- name: release_schedules
 -- The end of runs, fenced by (name, expression, worker_id, claim_no). An interrupted one is given back: its occurrence is
 -- remembered, whatever came after it. Others are told only if they may have something to run: an occurrence that was given
 -- back, or one that passed while a worker ran that does not start anything any more.
 with ended as materialized (
-    select * from unnest(
+    select s.name, s.expression, s.worker_id, s.claim_no,
+        e.worker_id as by_worker_id, e.claim_no as by_claim_no, e.status, e.error_type, e.error_message, e.error_traceback
+    from {schema}.schedule s join unnest(
         %(names)s::text[], %(expressions)s::text[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[], %(statuses)s::text[],
         %(error_types)s::text[], %(error_messages)s::text[], %(error_tracebacks)s::text[]
     ) as e (name, expression, worker_id, claim_no, status, error_type, error_message, error_traceback)
-), locked as materialized (
-    select s.name, s.expression
-    from {schema}.schedule s join ended e on s.name = e.name and s.expression = e.expression
+        on s.name = e.name and s.expression = e.expression
     order by s.name, s.expression for update of s
 ), released as (
     update {schema}.schedule s set
@@ -82,8 +82,9 @@ with ended as materialized (
         given_back_due_at = case when e.status = 'given_back' then s.due_at else s.given_back_due_at end,
         last_status = e.status, last_finished_at = clock_timestamp(), last_error_type = e.error_type,
         last_error_message = e.error_message, last_error_traceback = e.error_traceback
-    from ended e join locked l on l.name = e.name and l.expression = e.expression
-    where s.name = e.name and s.expression = e.expression and s.worker_id = e.worker_id and s.claim_no = e.claim_no
+    from ended e
+    where e.worker_id = e.by_worker_id and e.claim_no = e.by_claim_no
+        and s.name = e.name and s.expression = e.expression and s.worker_id = e.by_worker_id and s.claim_no = e.by_claim_no
     returning s.name, s.expression, e.claim_no, e.status
 ), woken as (
     select pg_notify({channel}, 'schedule')
