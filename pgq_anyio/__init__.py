@@ -15,6 +15,7 @@ from ._executors import (
 from ._lifecycle import Cancel, Discard, Retry, Snooze
 from ._models import CancelReason, ErrorRecord, Job, JobId, JobRecord, JobStatus, Schedule
 from ._registry import ExecutorParameters
+from ._retry import RetryPolicy
 
 __all__ = [
     "AbstractEntrypointExecutor",
@@ -39,6 +40,7 @@ __all__ = [
     "PsycopgDriver",
     "Queries",
     "Retry",
+    "RetryPolicy",
     "RetryWithBackoffEntrypointExecutor",
     "Schedule",
     "SchemaError",

@@ -96,6 +96,7 @@ class PgQueuer:
         timeout: float | timedelta | None = None,
         max_attempts: int = 1,
         max_crashes: int = 5,
+        retry_policy: RetryPolicy | None = None,
         executor_factory: ExecutorFactory | None = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Register a handler of jobs. Used as a decorator; the function is returned unchanged.
@@ -109,6 +110,7 @@ class PgQueuer:
         :param timeout: a run is cancelled and counts as failed after this time (in seconds); ``None`` never
         :param max_attempts: how many attempts may fail before the job does. Defaults to 1.
         :param max_crashes: how many workers may die while they run a job before it fails. Defaults to 5.
+        :param retry_policy: when, and for which errors, another attempt is made. Defaults to ``RetryPolicy()``.
         :param executor_factory: called with the :class:`ExecutorParameters`, gives the executor of this entrypoint
         :raises RuntimeError: if the name is registered already
         :raises ConfigurationError: if an option cannot be used; the message names it
@@ -118,6 +120,9 @@ class PgQueuer:
         checked_timeout = None if timeout is None else seconds("timeout", timeout, above=0.0)
         attempts = count("max_attempts", max_attempts)
         crashes = count("max_crashes", max_crashes)
+        policy = RetryPolicy() if retry_policy is None else retry_policy
+        if not isinstance(policy, RetryPolicy):
+            raise ConfigurationError(f"retry_policy must be a RetryPolicy, not {policy!r}")
 
         def register(function: HandlerT) -> HandlerT:
             parameters = ExecutorParameters(
@@ -138,7 +143,7 @@ class PgQueuer:
                     max_attempts=attempts,
                     max_crashes=crashes,
                     retry_timer=checked_timer,
-                    retry_policy=RetryPolicy(),
+                    retry_policy=policy,
                 )
             )
             return function

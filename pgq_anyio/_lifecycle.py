@@ -41,7 +41,7 @@ MAX_TRACEBACK: Final = 100_000
 
 
 class HandlerOutcome(Exception):  # noqa: N818  (these are answers of a handler, not errors)
-    """Base class of what a handler raises to say how its job goes on. All of them survive pickling: handlers in processes."""
+    """Base class of what a handler raises to say how its job goes on. All survive pickling, for processes."""
 
 
 class Retry(HandlerOutcome):

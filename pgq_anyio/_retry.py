@@ -1,37 +1,71 @@
 """Delays between attempts: exponential, capped, jittered. Pure arithmetic, shared by every kind of retry.
 
-Jitter is "full jitter of the upper half": a delay lies between half its nominal value and the whole of it, so that jobs
-that failed together do not come back together and a delay never shrinks to nothing.
+Jitter draws from the upper half of the nominal delay: jobs that failed together do not come back together, a delay
+never shrinks to nothing, and with a multiplier of 2 or more the delays still grow.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
 
 import attrs
 
+from ._durations import seconds
+from ._errors import ConfigurationError
 
-@attrs.frozen
+#: Beyond this exponent every delay has long been capped, and a float would overflow.
+_MAX_EXPONENT: Final = 64
+_MAX_MULTIPLIER: Final = 1000.0
+
+
+def _seconds(name: str) -> Callable[[float | timedelta], float]:
+    def convert(value: float | timedelta) -> float:
+        return seconds(name, value)
+
+    return convert
+
+
+@attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """A recipe for when to try again."""
+    """A recipe for when a failed job is tried again.
 
-    #: nominal delay after the first failure (in seconds)
-    initial_delay: float = 1.0
-    #: factor from one delay to the next
-    multiplier: float = 2.0
-    #: no delay is longer (in seconds)
-    max_delay: float = 300.0
-    #: whether to spread delays over the upper half of their nominal value
+    :param initial_delay: nominal delay after the first failure (in seconds, or a ``timedelta``). Defaults to 1.
+    :param multiplier: factor from one delay to the next, from 1 to 1000. Defaults to 2.
+    :param max_delay: no delay is longer (in seconds, or a ``timedelta``). Defaults to 300.
+    :param jitter: whether each delay is drawn from the upper half of its nominal value. Defaults to ``True``.
+    :param retry_on: only these exceptions, and groups that hold one of them, are worth another attempt. Defaults to
+        all.
+    :raises ConfigurationError: if a value cannot be used; the message names it
+    """
+
+    initial_delay: float = attrs.field(default=1.0, converter=_seconds("initial_delay"))
+    multiplier: float = attrs.field(default=2.0)
+    max_delay: float = attrs.field(default=300.0, converter=_seconds("max_delay"))
     jitter: bool = True
-    #: only these exceptions are worth another attempt
-    retry_on: tuple[type[BaseException], ...] = (BaseException,)
+    retry_on: tuple[type[BaseException], ...] = attrs.field(default=(BaseException,))
+
+    @multiplier.validator
+    def _check_multiplier(self, _: object, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 <= value <= _MAX_MULTIPLIER:
+            raise ConfigurationError(f"multiplier must be a number from 1 to {_MAX_MULTIPLIER:g}, not {value!r}")
+
+    @retry_on.validator
+    def _check_retry_on(self, _: object, value: object) -> None:
+        if not isinstance(value, tuple) or not all(
+            isinstance(one, type) and issubclass(one, BaseException) for one in value
+        ):
+            raise ConfigurationError(f"retry_on must be a tuple of exception classes, not {value!r}")
 
     def delay(self, attempt: int) -> float:
         """The pause after the ``attempt``-th failure, counted from 1 (in seconds)."""
-        # The exponent is bounded: 2.0 ** 1100 would overflow a float long after the cap is reached.
-        nominal = min(self.max_delay, self.initial_delay * self.multiplier ** min(attempt - 1, 64))
+        nominal = min(self.max_delay, self.initial_delay * self.multiplier ** min(attempt - 1, _MAX_EXPONENT))
         return nominal * random.uniform(0.5, 1.0) if self.jitter else nominal  # noqa: S311  (jitter, not a secret)
 
     def retries(self, error: BaseException) -> bool:
         """Whether this error is worth another attempt."""
+        if isinstance(error, BaseExceptionGroup):
+            return error.subgroup(self.retry_on) is not None
         return isinstance(error, self.retry_on)

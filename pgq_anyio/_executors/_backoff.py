@@ -13,7 +13,6 @@ import anyio
 
 from .._context import Context
 from .._durations import count, seconds
-from .._errors import ConfigurationError
 from .._lifecycle import HandlerOutcome
 from .._registry import ExecutorParameters
 from .._retry import RetryPolicy
@@ -51,15 +50,10 @@ class RetryWithBackoffEntrypointExecutor(AbstractEntrypointExecutor):
         jitter: bool = True,
     ) -> None:
         super().__init__(parameters)
-        if isinstance(backoff_multiplier, bool) or not 1.0 <= backoff_multiplier <= 1000.0:
-            raise ConfigurationError(f"backoff_multiplier must be between 1 and 1000, not {backoff_multiplier!r}")
         self._max_attempts = count("max_attempts", max_attempts)
         self._max_time = seconds("max_time", max_time, above=0.0)
         self._policy = RetryPolicy(
-            initial_delay=seconds("initial_delay", initial_delay),
-            multiplier=float(backoff_multiplier),
-            max_delay=seconds("max_delay", max_delay),
-            jitter=jitter,
+            initial_delay=initial_delay, multiplier=backoff_multiplier, max_delay=max_delay, jitter=jitter
         )
         self._inner = EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
         self.kind = self._inner.kind

@@ -139,11 +139,11 @@ def test_long_error_texts_are_cut_with_a_note() -> None:
 
 
 def test_an_exception_that_cannot_be_printed_is_recorded_all_the_same() -> None:
-    class Odd(Exception):
+    class OddError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
 
-    text = ErrorText.of(Odd())
+    text = ErrorText.of(OddError())
     assert "RuntimeError" in text.message
 
 

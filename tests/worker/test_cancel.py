@@ -9,7 +9,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from pgq_anyio import CancelReason, Context, Job, JobId, JobStatus, PgQueuer, PsycopgDriver, Queries, Retry, Snooze
+from pgq_anyio import CancelReason, Context, Job, JobId, JobStatus, PgQueuer, PsycopgDriver, Queries, Retry, RetryPolicy, Snooze
 from pgq_anyio._store.migrations import migrate
 from pgq_anyio.testing import drain, running_worker
 
@@ -408,7 +408,7 @@ async def test_a_timeout_is_a_failure_with_its_own_reason(app: PgQueuer, queries
     """The scope is cancelled with reason timeout, recorded as such, retried if attempts are left."""
     reasons: list[tuple[int, CancelReason | None]] = []
 
-    @app.entrypoint("slow", timeout=0.05, max_attempts=2)
+    @app.entrypoint("slow", timeout=0.05, max_attempts=2, retry_policy=RetryPolicy(initial_delay=0.01))
     async def slow(job: Job, context: Context) -> None:
         try:
             await anyio.sleep_forever()

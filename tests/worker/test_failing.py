@@ -8,7 +8,7 @@ from itertools import pairwise
 import anyio
 import pytest
 
-from pgq_anyio import Cancel, Discard, Job, JobStatus, PgQueuer, Queries, Retry, Snooze
+from pgq_anyio import Cancel, Discard, Job, JobStatus, PgQueuer, Queries, Retry, RetryPolicy, Snooze
 from pgq_anyio.testing import drain, run_job, running_worker
 
 pytestmark = pytest.mark.anyio
@@ -162,7 +162,7 @@ async def test_a_retry_is_the_same_job_later(app: PgQueuer, queries: Queries) ->
 async def test_attempts_are_used_up_and_every_error_is_kept(app: PgQueuer, queries: Queries) -> None:
     """max_attempts=3: three runs, three errors."""
 
-    @app.entrypoint("fail", max_attempts=3)
+    @app.entrypoint("fail", max_attempts=3, retry_policy=RetryPolicy(initial_delay=0.01))
     async def fail(job: Job) -> None:
         raise ValueError(f"attempt {job.attempt}")
 

@@ -1,0 +1,131 @@
+"""Retries inside one run."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import anyio
+import pytest
+
+from pgq_anyio import Cancel, ConfigurationError, Job, PgQueuer, RetryWithBackoffEntrypointExecutor
+from pgq_anyio.testing import run_job
+
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(30)]
+
+QUICK = partial(RetryWithBackoffEntrypointExecutor, initial_delay=0.001)
+
+
+@pytest.mark.parametrize("failures", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_k_failures_then_success_are_k_plus_one_calls(failures: int, kind: str) -> None:
+    app = PgQueuer()
+    calls: list[int] = []
+
+    def call(job: Job) -> None:
+        calls.append(1)
+        if len(calls) <= failures:
+            raise ConnectionError("not yet")
+
+    async def call_async(job: Job) -> None:
+        call(job)
+
+    app.entrypoint("fetch", executor_factory=QUICK)(call_async if kind == "async" else call)
+    await run_job(app, "fetch")
+    assert failures + 1 == len(calls)
+
+
+async def test_always_failing_is_five_calls_and_the_last_cause() -> None:
+    app = PgQueuer()
+    calls: list[int] = []
+
+    @app.entrypoint("fetch", executor_factory=QUICK)
+    async def fetch(job: Job) -> None:
+        calls.append(1)
+        raise ConnectionError(f"call {len(calls)}")
+
+    with pytest.raises(ConnectionError, match="call 5") as caught:
+        await run_job(app, "fetch")
+    assert 5 == len(calls)
+    assert ["the handler was called 5 times"] == caught.value.__notes__
+
+
+async def test_pauses_grow_are_capped_and_jittered() -> None:
+    app = PgQueuer()
+    times: list[float] = []
+    factory = partial(
+        RetryWithBackoffEntrypointExecutor, max_attempts=6, initial_delay=0.02, backoff_multiplier=3, max_delay=0.1
+    )
+
+    @app.entrypoint("fetch", executor_factory=factory)
+    async def fetch(job: Job) -> None:
+        times.append(anyio.current_time())
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await run_job(app, "fetch")
+    pauses = [after - before for before, after in pairwise(times)]
+    for pause, nominal in zip(pauses, (0.02, 0.06, 0.1, 0.1, 0.1), strict=True):
+        assert nominal / 2 <= pause < nominal + 0.5
+
+
+async def test_the_total_time_is_bounded() -> None:
+    app = PgQueuer()
+    calls: list[int] = []
+    factory = partial(RetryWithBackoffEntrypointExecutor, initial_delay=0.05, jitter=False, max_time=0.12)
+
+    @app.entrypoint("fetch", executor_factory=factory)
+    async def fetch(job: Job) -> None:
+        calls.append(1)
+        raise ConnectionError
+
+    began_at = anyio.current_time()
+    with pytest.raises(ConnectionError):
+        await run_job(app, "fetch")
+    assert anyio.current_time() - began_at < 0.12 + 0.5
+    assert 2 == len(calls)
+
+
+@pytest.mark.promise(26)
+async def test_a_cancellation_ends_the_loop() -> None:
+    app = PgQueuer()
+    failed = anyio.Event()
+    factory = partial(RetryWithBackoffEntrypointExecutor, initial_delay=60, max_delay=60)
+
+    @app.entrypoint("fetch", executor_factory=factory)
+    async def fetch(job: Job) -> None:
+        failed.set()
+        raise ConnectionError
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run_job, app, "fetch")
+            await failed.wait()
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+
+
+async def test_answers_of_the_handler_are_not_retried() -> None:
+    app = PgQueuer()
+    calls: list[int] = []
+
+    @app.entrypoint("fetch", executor_factory=QUICK)
+    async def fetch(job: Job) -> None:
+        calls.append(1)
+        raise Cancel("no")
+
+    with pytest.raises(Cancel):
+        await run_job(app, "fetch")
+    assert 1 == len(calls)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_attempts": 0}, {"max_time": 0}, {"initial_delay": -1}, {"backoff_multiplier": 0.5}, {"max_delay": "x"}],
+)
+def test_bad_options_are_refused_at_registration(options: dict[str, object]) -> None:
+    app = PgQueuer()
+    with pytest.raises(ConfigurationError):
+
+        @app.entrypoint("fetch", executor_factory=partial(RetryWithBackoffEntrypointExecutor, **options))  # type: ignore[arg-type]  # the point of the test
+        async def fetch(job: Job) -> None: ...
