@@ -7,7 +7,6 @@ never shrinks to nothing, and with a multiplier of 2 or more the delays still gr
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -21,11 +20,12 @@ _MAX_EXPONENT: Final = 64
 _MAX_MULTIPLIER: Final = 1000.0
 
 
-def _seconds(name: str) -> Callable[[float | timedelta], float]:
-    def convert(value: float | timedelta) -> float:
-        return seconds(name, value)
+def _initial_delay(value: float | timedelta) -> float:
+    return seconds("initial_delay", value)
 
-    return convert
+
+def _max_delay(value: float | timedelta) -> float:
+    return seconds("max_delay", value)
 
 
 @attrs.frozen(kw_only=True)
@@ -41,14 +41,14 @@ class RetryPolicy:
     :raises ConfigurationError: if a value cannot be used; the message names it
     """
 
-    initial_delay: float = attrs.field(default=1.0, converter=_seconds("initial_delay"))
+    initial_delay: float = attrs.field(default=1.0, converter=_initial_delay)
     multiplier: float = attrs.field(default=2.0)
-    max_delay: float = attrs.field(default=300.0, converter=_seconds("max_delay"))
+    max_delay: float = attrs.field(default=300.0, converter=_max_delay)
     jitter: bool = True
     retry_on: tuple[type[BaseException], ...] = attrs.field(default=(BaseException,))
 
     @multiplier.validator
-    def _check_multiplier(self, _: object, value: float) -> None:
+    def _check_multiplier(self, _: object, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 <= value <= _MAX_MULTIPLIER:
             raise ConfigurationError(f"multiplier must be a number from 1 to {_MAX_MULTIPLIER:g}, not {value!r}")
 
