@@ -79,12 +79,16 @@ select job_id, action, (select count(*) from woken) + (select count(*) from alar
 -- name: give_back_claims
 -- Jobs that the worker does not know: of claims whose answer was lost on the way (job_id null: all that the claim took), and
 -- single ones that a reconcile found.
-with gone as (
-    delete from {schema}.running r
+with locked as materialized (
+    select r.job_id, r.claim_no from {schema}.running r
     where r.worker_id = %(worker_id)s::bigint and exists (
         select from unnest(%(job_ids)s::bigint[], %(claim_nos)s::bigint[]) as u (job_id, claim_no)
         where u.claim_no = r.claim_no and (u.job_id is null or u.job_id = r.job_id)
     )
+    order by r.job_id for update
+), gone as (
+    delete from {schema}.running r using locked l
+    where r.job_id = l.job_id and r.worker_id = %(worker_id)s::bigint and r.claim_no = l.claim_no
     returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
         r.cancel_requested_at, r.cancel_reason, r.payload
 ), recorded as (

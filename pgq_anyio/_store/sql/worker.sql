@@ -66,8 +66,11 @@ with gone_worker as (
     from owned o
     where s.name = o.name and s.expression = o.expression and s.worker_id = %(worker_id)s::bigint
     returning s.name
+), locked as materialized (
+    select r.job_id from {schema}.running r where r.worker_id = %(worker_id)s::bigint order by r.job_id for update
 ), gone as (
-    delete from {schema}.running r where r.worker_id = %(worker_id)s::bigint
+    delete from {schema}.running r using locked l
+    where r.job_id = l.job_id and r.worker_id = %(worker_id)s::bigint
     returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
         r.cancel_requested_at, r.cancel_reason, r.payload
 ), recorded as (
