@@ -5,7 +5,7 @@ server less than the elements of arrays and whose size has no bound; larger batc
 statements. Both then need a transaction, which is a savepoint inside the caller's.
 
 Measured on two cores, microseconds a job with 100 bytes of payload, arrays / COPY: 135 / 460 for one job, 6.2 / 8.6 for
-a hundred, 4.6 / 4.0 for a thousand, 5.0 / 3.5 for ten thousand. Without prepared statements COPY wins from a hundred on.
+a hundred, 4.6 / 4.0 for a thousand, 5.0 / 3.5 for ten thousand. Without prepared statements COPY wins from a hundred.
 """
 
 from __future__ import annotations
