@@ -1,9 +1,9 @@
 """What this package needs of psycopg's private parts, in one place.
 
 psycopg's protocol is written as generators that say what to wait for; they are private, like the flags of a connection.
-Everything here exists under the same name in psycopg 3.3.4 to 3.3.9, which is why the dependency ends before 3.4. Two
-more private names have to be spelled where they are: ``Connection._pipeline_nolock`` (``executemany`` calls it) and the
-attribute ``_conn`` of psycopg's transactions, pipelines and cursors.
+Everything here exists under the same name in psycopg 3.3.4 to 3.3.9, which is why the dependency ends before 3.4. Some
+have to be spelled where they are: the overridden ``_pipeline_nolock`` (``executemany`` calls it) and
+``_check_connection_ok``, a pipeline's ``_exit``, and the attribute ``_conn`` of transactions, pipelines and cursors.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from psycopg.adapt import AdaptersMap
 from psycopg.transaction import AsyncTransaction
 
 if TYPE_CHECKING:
-    from psycopg import AsyncCursor, AsyncPipeline
+    from psycopg import AsyncCursor, AsyncPipeline, AsyncServerCursor
     from psycopg.abc import Params
 
+    from ._core import WaitingConnection
     from .connection import Connection
 
 
@@ -42,12 +43,12 @@ def set_options(conn: Connection, *, autocommit: bool, context: AdaptContext | N
         conn._adapters = AdaptersMap(context.adapters)
 
 
-def mark_closed(conn: Connection) -> None:
+def mark_closed(conn: WaitingConnection) -> None:
     """Note that we close the connection ourselves: it is then closed, and not ``broken``."""
     conn._closed = True
 
 
-def forget(conn: Connection) -> None:
+def forget(conn: WaitingConnection) -> None:
     """Keep psycopg from warning that the connection was not closed: it belongs to another process."""
     conn._pool = None
 
@@ -70,7 +71,7 @@ def check_usable(conn: Connection) -> None:
     conn._check_connection_ok()
 
 
-def should_cancel(conn: Connection) -> bool:
+def should_cancel(conn: WaitingConnection) -> bool:
     """Whether a cancel request makes sense."""
     return conn._should_cancel()
 
@@ -103,6 +104,16 @@ def exit_steps(transaction: AsyncTransaction, error: BaseException | None) -> PQ
 def start_copy_steps(cursor: AsyncCursor[Any], statement: Query, params: Params | None) -> PQGen[None]:
     """Send a COPY statement and enter COPY mode."""
     return cursor._start_copy_gen(statement, params)
+
+
+def close_cursor_steps(cursor: AsyncServerCursor[Any]) -> PQGen[None]:
+    """CLOSE, if the cursor is still there."""
+    return cursor._close_gen()
+
+
+def mark_cursor_closed(cursor: AsyncServerCursor[Any]) -> None:
+    """Free what a cursor holds."""
+    cursor._close()
 
 
 def select_first_result(cursor: AsyncCursor[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Cursors, whose COPY ends correctly inside a cancelled scope."""
+"""Cursors, which end correctly inside a cancelled scope: COPY, and server-side cursors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from psycopg import AsyncCopy, AsyncCursor, errors
+from psycopg import AsyncCopy, AsyncCursor, AsyncServerCursor, errors
 from psycopg.abc import Params, Query
 from psycopg.copy import AsyncWriter
 
@@ -65,3 +65,19 @@ class Cursor(AsyncCursor[tuple[Any, ...]]):
     def stream(self, *args: object, **kwargs: object) -> NoReturn:
         """Refused: it holds the connection while the caller works."""
         raise errors.NotSupportedError("stream() is not supported: use a server-side cursor")
+
+
+class ServerCursor(AsyncServerCursor[tuple[Any, ...]]):
+    """psycopg's server-side cursor, closed although the scope around may be cancelled."""
+
+    async def close(self) -> None:
+        """Close it on the server, unless the transaction's end has done that."""
+        conn = cast("Connection", self._conn)
+        if self.closed:
+            return
+        try:
+            if not conn.closed:
+                async with conn.locked_for_cleanup():
+                    await conn.wait(_private.close_cursor_steps(self))
+        finally:
+            _private.mark_cursor_closed(self)

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from psycopg import errors, generators, pq
-from psycopg.abc import Buffer, Dumper, PQGen
+from psycopg.abc import Buffer, PQGen
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.types.string import StrDumper
 
 from . import _private
 
@@ -206,23 +205,24 @@ def _writer(
     try:
         writer.set_dumper_types(oids, _BINARY)
     except errors.ProgrammingError:
-        dumpers = [_dumper(conn, oid) for oid in oids]
-        return partial(_write_mixed, dumpers), [dumper.format for dumper in dumpers]
+        writers = [_mixed_writer(conn, oid) for oid in oids]
+        return partial(_write_mixed, [write for write, _ in writers]), [kind for _, kind in writers]
     unused: list[Any] = []
     return (lambda values: writer.dump_sequence(values, unused)), [_BINARY] * len(oids)
 
 
-def _dumper(conn: Connection, oid: int) -> Dumper:
+def _mixed_writer(conn: Connection, oid: int) -> tuple[Callable[[Any], Buffer | None], pq.Format]:
     for kind in (_BINARY, pq.Format.TEXT):
         try:
-            return conn.adapters.get_dumper_by_oid(oid, kind)(type(None), conn)
+            return conn.adapters.get_dumper_by_oid(oid, kind)(type(None), conn).dump, kind
         except errors.ProgrammingError:
             continue
-    return StrDumper(str, conn)  # the server reads it as it reads a literal
+    # The server reads it as it reads a literal.
+    return (lambda value: str(value).encode(_private.encoding(conn))), pq.Format.TEXT
 
 
-def _write_mixed(dumpers: Sequence[Dumper], values: Sequence[object]) -> list[Buffer | None]:
-    return [None if value is None else dumper.dump(value) for dumper, value in zip(dumpers, values, strict=True)]
+def _write_mixed(writers: Sequence[Callable[[Any], Buffer | None]], values: Sequence[object]) -> list[Buffer | None]:
+    return [None if value is None else write(value) for write, value in zip(writers, values, strict=True)]
 
 
 def error_of(conn: Connection, result: PGresult) -> errors.Error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self, cast
 from psycopg import AsyncTransaction, pq
 
 from . import _private
+from ._core import Interruption
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -23,8 +24,6 @@ class Transaction(AsyncTransaction):
     """
 
     async def __aenter__(self) -> Self:
-        from .connection import Interruption
-
         conn = cast("Connection", self._conn)
         async with conn.lock:
             self._check_enter()
@@ -40,8 +39,6 @@ class Transaction(AsyncTransaction):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> bool:
-        from .connection import Interruption
-
         conn = cast("Connection", self._conn)
         if self.pgconn.status != pq.ConnStatus.OK:
             self.status = self.Status.FAILED
