@@ -106,9 +106,9 @@ class Cancellation:
         self._called = False
         self._caught = False
         #: whether the handler has ever entered a block
-        self.entered = False
+        self.entered: bool = False
         #: whether the handler has learnt of its cancellation through this object
-        self.seen = False
+        self.seen: bool = False
 
     @property
     def cancel_called(self) -> bool:

@@ -54,7 +54,7 @@ class Retry(HandlerOutcome):
 
     def __init__(self, delay: float | timedelta | None = None, reason: str | None = None) -> None:
         super().__init__(reason or "retry")
-        self.delay = None if delay is None else seconds("delay", delay)
+        self.delay: float | None = None if delay is None else seconds("delay", delay)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[Retry], tuple[float | None, str | None]]:
@@ -69,7 +69,7 @@ class Snooze(HandlerOutcome):
 
     def __init__(self, delay: float | timedelta) -> None:
         super().__init__("snooze")
-        self.delay = seconds("delay", delay)
+        self.delay: float = seconds("delay", delay)
 
     def __reduce__(self) -> tuple[type[Snooze], tuple[float]]:
         return Snooze, (self.delay,)

@@ -14,7 +14,7 @@ import anyio
 from .._context import Context
 from .._durations import count, seconds
 from .._lifecycle import HandlerOutcome
-from .._registry import ExecutorParameters
+from .._registry import ExecutorParameters, HandlerKind
 from .._retry import RetryPolicy
 from ._base import AbstractEntrypointExecutor, EntrypointExecutor
 from ._thread import ThreadExecutor
@@ -56,7 +56,7 @@ class RetryWithBackoffEntrypointExecutor(AbstractEntrypointExecutor):
             initial_delay=initial_delay, multiplier=backoff_multiplier, max_delay=max_delay, jitter=jitter
         )
         self._inner = EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
-        self.kind = self._inner.kind
+        self.kind: HandlerKind = self._inner.kind
 
     async def execute(self, job: Any, context: Context) -> object:
         """Call the handler until it returns; the last error goes through, with a note of how many calls were made."""

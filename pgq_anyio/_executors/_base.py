@@ -19,7 +19,8 @@ class AbstractEntrypointExecutor(ABC):
     :param parameters: the name, function and options of the entrypoint
     """
 
-    kind = HandlerKind.ASYNC
+    #: how the handler is called, which decides how it can be cancelled
+    kind: HandlerKind = HandlerKind.ASYNC
 
     def __init__(self, parameters: ExecutorParameters) -> None:
         #: the name, function and options of the entrypoint

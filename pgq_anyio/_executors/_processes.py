@@ -21,7 +21,7 @@ class ProcessExecutor(AbstractEntrypointExecutor):
     :raises ConfigurationError: if the handler cannot be imported by name in another process, or takes a context
     """
 
-    kind = HandlerKind.PROCESS
+    kind: HandlerKind = HandlerKind.PROCESS
 
     def __init__(self, parameters: ExecutorParameters) -> None:
         super().__init__(parameters)

@@ -22,7 +22,7 @@ class ThreadExecutor(AbstractEntrypointExecutor):
     :raises ConfigurationError: if the function is async
     """
 
-    kind = HandlerKind.THREAD
+    kind: HandlerKind = HandlerKind.THREAD
 
     def __init__(self, parameters: ExecutorParameters) -> None:
         super().__init__(parameters)
