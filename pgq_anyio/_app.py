@@ -210,6 +210,7 @@ class PgQueuer:
         shutdown_grace: float | timedelta = 30.0,
         cancel_grace: float | timedelta = 5.0,
         signals: Sequence[signal.Signals] = (),
+        block_warning: float | timedelta | None = 1.0,
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run a worker until it is stopped, on trio or asyncio. Never returns while a handler runs.
@@ -226,6 +227,8 @@ class PgQueuer:
             least 2)
         :param shutdown_grace: how long running jobs may go on after a request to stop (in seconds)
         :param cancel_grace: how long a handler may take to end after it was cancelled (in seconds)
+        :param block_warning: a handler that blocks the event loop for longer than this is logged with its stack (in
+            seconds), ``None`` never
         :param signals: signals that stop the worker: the first gracefully, the second at once. None by default.
         :raises RuntimeError: if this app is being run already
         :raises ConfigurationError: if an option cannot be used; the message names it
@@ -241,6 +244,7 @@ class PgQueuer:
             shutdown_grace=shutdown_grace,
             cancel_grace=cancel_grace,
             signals=signals,
+            block_warning=block_warning,
             exit_process=False,
         )
         await self._run(settings, task_status=task_status)

@@ -34,6 +34,8 @@ class RunSettings:
     #: how long a handler may take to end after it was cancelled
     cancel_grace: float
     signals: tuple[signal.Signals, ...]
+    #: after how long a blocked event loop is reported, or ``None`` for never
+    block_warning: float | None
     #: whether handlers that ignore their cancellation may be left behind by ending the process
     exit_process: bool
 
@@ -48,6 +50,7 @@ def check_run_settings(
     shutdown_grace: float | timedelta,
     cancel_grace: float | timedelta,
     signals: Sequence[signal.Signals],
+    block_warning: float | timedelta | None,
     exit_process: bool,
 ) -> RunSettings:
     """:raises ConfigurationError: if an option cannot be used; the message names it"""
@@ -62,5 +65,6 @@ def check_run_settings(
         shutdown_grace=seconds("shutdown_grace", shutdown_grace),
         cancel_grace=seconds("cancel_grace", cancel_grace),
         signals=tuple(signal.Signals(number) for number in signals),
+        block_warning=None if block_warning is None else seconds("block_warning", block_warning, above=0.0),
         exit_process=exit_process,
     )

@@ -4,6 +4,7 @@
 
     run_worker
     ├─ signals          only if asked for
+    ├─ watchdog         names what blocks the event loop
     ├─ completer        stores outcomes; ends when its queue is closed and flushed
     └─ lifespan         the user's resources
        └─ term          one registration (worker_id); a new one after a lost lease
@@ -44,6 +45,7 @@ from ._services.pruner import run_pruner
 from ._services.rescuer import run_rescuer
 from ._services.scheduler import run_scheduler
 from ._services.signals import run_signals
+from ._services.watchdog import run_watchdog
 from ._stop import Stop
 from ._term import Term, Worker
 
@@ -60,6 +62,8 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
     async with anyio.create_task_group() as outermost:
         if worker.settings.signals:
             await outermost.start(run_signals, worker.settings.signals, worker.stop, name="signals")
+        if worker.settings.block_warning is not None:
+            outermost.start_soon(run_watchdog, worker.settings.block_warning, name="watchdog")
         async with anyio.create_task_group() as services:
             services.start_soon(
                 partial(

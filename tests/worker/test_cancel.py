@@ -9,7 +9,19 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from pgq_anyio import CancelReason, Context, Job, JobId, JobStatus, PgQueuer, PsycopgDriver, Queries, Retry, RetryPolicy, Snooze
+from pgq_anyio import (
+    CancelReason,
+    Context,
+    Job,
+    JobId,
+    JobStatus,
+    PgQueuer,
+    PsycopgDriver,
+    Queries,
+    Retry,
+    RetryPolicy,
+    Snooze,
+)
 from pgq_anyio._store.migrations import migrate
 from pgq_anyio.testing import drain, running_worker
 
