@@ -1,0 +1,52 @@
+"""The progress bar of ``run --drain`` on a terminal.
+
+The figures come from the database: what is queued of the app's names, and the most that was ever seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+import psycopg
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from .._app import PgQueuer
+from .._client import Queries
+from .show import make_console
+
+#: How often the database is asked (in seconds).
+INTERVAL: Final = 0.5
+
+
+async def show_draining(app: PgQueuer, run: Callable[[], Awaitable[None]]) -> None:
+    """Run a worker to its end and show how far it is.
+
+    :param run: runs the worker
+    """
+    columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as bar:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_follow, app, bar, bar.add_task("draining", total=None))
+            await run()
+            tasks.cancel_scope.cancel()
+
+
+async def _follow(app: PgQueuer, bar: Progress, task: TaskID) -> None:
+    most = 0
+    while True:
+        await anyio.sleep(INTERVAL)
+        worker = app._worker
+        if worker is None:
+            continue
+        try:
+            left = await _count_left(Queries(worker.driver, schema=app.schema), set(worker.registry.entrypoints))
+        except psycopg.OperationalError:
+            continue  # the worker says what there is to say about it
+        most = max(most, left)
+        bar.update(task, total=most, completed=most - left)
+
+
+async def _count_left(queries: Queries, names: set[str]) -> int:
+    return sum(count for name, count in (await queries.queue_size()).items() if name in names)

@@ -1,0 +1,107 @@
+"""``pgq-anyio enqueue`` and ``pgq-anyio cancel``: what producers and operators do to the queue.
+
+``enqueue`` prints the ids, one a line, so that ``pgq-anyio enqueue … | xargs pgq-anyio cancel`` works. ``cancel``
+prints the ids that it affected and says on standard error what became of the others; ids that had ended already are no
+error.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta
+from typing import Annotated, Final
+
+import typer
+
+from .._client import SyncQueries
+from .._models import JobId
+from .messages import UsageError
+from .options import SCHEMA, Dsn, Schema, Traceback, check_ids, open_queries, parse_duration
+from .show import counted, progress
+
+#: So many jobs go into one call, so that progress can be shown.
+CHUNK: Final = 10_000
+
+
+def enqueue(
+    ctx: typer.Context,
+    entrypoint: Annotated[str, typer.Argument(metavar="NAME", help="The entrypoint that is to run the job.")],
+    payload: Annotated[
+        str | None, typer.Option("--payload", "-p", metavar="TEXT", help="The payload; - reads standard input.")
+    ] = None,
+    priority: Annotated[int, typer.Option(help="Higher runs first.")] = 0,
+    delay: Annotated[
+        float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Run after this time: 90s, 5m, 1d.")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Run at this time: 2031-01-31T12:00+01:00; local without offset.")
+    ] = None,
+    times: Annotated[int, typer.Option(min=1, help="How many such jobs.")] = 1,
+    dsn: Dsn = None,
+    schema: Schema = SCHEMA,
+    traceback: Traceback = False,
+) -> None:
+    """Enqueue jobs. Prints their ids."""
+    execute_after = _read_time(delay, at)
+    data = _read_payload(payload)
+    with open_queries(ctx, dsn, schema) as queries, progress("enqueueing", times) as done:
+        for start in range(0, times, CHUNK):
+            count = min(CHUNK, times - start)
+            names: str | list[str] = entrypoint if times == 1 else [entrypoint] * count
+            ids = queries.enqueue(names, data, priority, execute_after)
+            sys.stdout.write("".join(f"{job_id}\n" for job_id in ids))
+            done(count)
+
+
+def _read_payload(payload: str | None) -> bytes | None:
+    if payload is None:
+        return None
+    if payload == "-":
+        return sys.stdin.buffer.read()
+    return payload.encode("utf-8", "surrogateescape")  # bytes that are no UTF-8 arrive as they were typed
+
+
+def _read_time(delay: float | None, at: str | None) -> timedelta | datetime | None:
+    if delay is not None and at is not None:
+        raise UsageError("--delay and --at say the same thing: leave one of them out")
+    if delay is not None:
+        try:
+            return timedelta(seconds=delay)
+        except OverflowError:
+            raise UsageError("--delay is longer than any time that can be written: write a shorter one") from None
+    if at is None:
+        return None
+    try:
+        return datetime.fromisoformat(at).astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"--at {at!r} is no time: write 2031-01-31T12:00:00+01:00, or without offset for local time"
+        ) from None
+
+
+def cancel(
+    ctx: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids that enqueue printed.")],
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Recorded with the jobs.")] = None,
+    dsn: Dsn = None,
+    schema: Schema = SCHEMA,
+    traceback: Traceback = False,
+) -> None:
+    """Cancel jobs: deferred and queued ones never run, running ones are interrupted. Prints the ids affected."""
+    wanted = check_ids(ids)
+    with open_queries(ctx, dsn, schema) as queries:
+        affected = _cancel_in_chunks(queries, wanted, reason)
+    sys.stdout.write("".join(f"{job_id}\n" for job_id in affected))
+    others = len(set(wanted)) - len(set(affected))
+    if others:
+        sys.stderr.write(f"{counted(others, 'job')} had ended already, or {'is' if others == 1 else 'are'} unknown\n")
+
+
+def _cancel_in_chunks(queries: SyncQueries, wanted: list[int], reason: str | None) -> list[int]:
+    affected: list[int] = []
+    with progress("cancelling", len(wanted)) as done:
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            affected += queries.mark_job_as_cancelled([JobId(number) for number in chunk], reason)
+            done(len(chunk))
+    return affected

@@ -1,0 +1,74 @@
+"""The program ``pgq-anyio``: its commands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import psycopg
+import typer
+from typer.core import TyperGroup
+
+from . import demo, jobs, produce, run, schema
+from .backends import python_version
+from .messages import explain
+from .options import Invocation, invocation_of
+from .show import version
+
+
+class _Program(TyperGroup):
+    """Tells errors of all commands in one way."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:  # noqa: BLE001  (told below, whatever it is)
+            invocation = invocation_of(ctx)
+            told = explain(error, database=invocation.database, with_traceback=invocation.traceback)
+            if told.traceback is not None:
+                sys.stderr.write(told.traceback)
+            sys.stderr.write(f"pgq-anyio: {told.message}\n")
+            raise typer.Exit(told.exit_code) from None
+
+
+app = typer.Typer(
+    name="pgq-anyio",
+    cls=_Program,
+    help="A PostgreSQL job queue and cron scheduler whose design is structured concurrency.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"obj": None, "help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"pgq_anyio {version()} ({python_version()}, psycopg {psycopg.__version__})\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    ctx: typer.Context,
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+    ),
+) -> None:
+    ctx.obj = Invocation()
+
+
+app.command("run")(run.run)
+app.command("enqueue")(produce.enqueue)
+app.command("cancel")(produce.cancel)
+app.add_typer(jobs.app, name="jobs")
+app.command("migrate")(schema.migrate)
+app.command("uninstall")(schema.uninstall)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Run the command line, and exit."""
+    app(prog_name="pgq-anyio")

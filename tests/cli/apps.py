@@ -1,0 +1,103 @@
+"""Apps that the tests of the command line run. Where their database is, the command line says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from pgq_anyio import Job, PgQueuer, Retry
+from tests.worker import apps as worker_apps
+
+#: The handlers of the worker's tests.
+app = worker_apps.app
+
+#: How an error can leave a handler or one of its child tasks.
+ERRORS = {b"exit": SystemExit(3), b"interrupt": KeyboardInterrupt(), b"error": ValueError("no")}
+
+
+def throwing() -> PgQueuer:
+    """Handlers whose errors must not end the worker."""
+    app = PgQueuer()
+
+    async def throw(job: Job) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise ERRORS[job.payload or b""]
+
+    @app.entrypoint("itself")
+    async def itself(job: Job) -> None:
+        await throw(job)
+
+    @app.entrypoint("thread")
+    def thread(job: Job) -> None:
+        raise ERRORS[job.payload or b""]
+
+    @app.entrypoint("child")
+    async def child(job: Job) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(throw, job)
+            await anyio.sleep(60)
+
+    @app.entrypoint("grandchild")
+    async def grandchild(job: Job) -> None:
+        async def inner() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(throw, job)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(inner)
+
+    @app.entrypoint("from_thread")
+    async def from_thread(job: Job) -> None:
+        await anyio.to_thread.run_sync(anyio.from_thread.run, throw, job)
+
+    @app.entrypoint("native")
+    async def native(job: Job) -> None:
+        await asyncio.create_task(throw(job))
+
+    @app.entrypoint("native_group")
+    async def native_group(job: Job) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(throw(job))
+
+    @app.entrypoint("unstarted")
+    async def unstarted(job: Job) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(throw, job)
+            tasks.cancel_scope.cancel()
+
+    @app.entrypoint("quick")
+    async def quick(job: Job) -> None:
+        pass
+
+    return app
+
+
+@asynccontextmanager
+async def slow_to_open() -> AsyncIterator[PgQueuer]:
+    """An app that is not there before somebody loses patience."""
+    print("opening", flush=True)
+    try:
+        await anyio.sleep(3600)
+        yield PgQueuer()
+    finally:
+        print("closed again", flush=True)
+
+
+def retrying() -> PgQueuer:
+    """A handler that needs a second attempt, and some time."""
+    app = PgQueuer()
+
+    @app.entrypoint("again", max_attempts=2)
+    async def again(job: Job) -> None:
+        if job.attempt == 1:
+            raise Retry(delay=0.5)
+
+    return app
+
+
+def empty() -> PgQueuer:
+    """Nothing is registered."""
+    return PgQueuer()

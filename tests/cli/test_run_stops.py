@@ -1,0 +1,175 @@
+"""How a worker under the command line stops: signals, deadlines, exit codes."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.cli.processes import Commands
+from tests.worker.fleet import Fleet, wait_until
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+def started(fleet: Fleet, job_id: int) -> bool:
+    """Whether the handler of a job has begun."""
+    return any(event == "start" for event, _ in fleet.events(job_id))
+
+
+def leftovers(fleet: Fleet) -> int:
+    """Rows that only a worker that is running may have."""
+    return int(fleet.value("select (select count(*) from {schema}.running) + (select count(*) from {schema}.worker)"))
+
+
+@pytest.mark.promise(17, 34)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_idle(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals) -> None:
+    """An idle worker ends within a second of a signal, with 0, and nothing of it stays in the database."""
+    worker = commands.start_worker(fleet.schema, *loop)
+    sent_at = time.monotonic()
+    worker.signal(number)
+    assert worker.wait() == 0
+    assert time.monotonic() - sent_at < 1.0
+    assert leftovers(fleet) == 0
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_job_may_end(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals) -> None:
+    """A running job ends and is recorded; what is enqueued meanwhile does not start; the worker exits with 0."""
+    worker = commands.start_worker(fleet.schema, *loop)
+    (job,) = fleet.enqueue("sleep", b"3")
+    wait_until(lambda: started(fleet, job))
+    worker.signal(number)
+    worker.wait_said("stopping; running jobs may end")
+    (late,) = fleet.enqueue("quick")
+    assert worker.wait() == 0
+    assert fleet.status(job) == "successful"
+    assert ["start", "end"] == [event for event, _ in fleet.events(job)]
+    assert fleet.events(late) == []
+    assert fleet.value("select count(*) from {schema}.queued where job_id = %s", late) == 1
+    assert leftovers(fleet) == 0
+
+
+@pytest.mark.promise(35)
+def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """After the grace the job is cancelled; another worker starts it within 2 s, as the same attempt, and first."""
+    worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=1")
+    (job,) = fleet.enqueue("sleep")
+    wait_until(lambda: started(fleet, job))
+    sent_at = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    worker.wait_said("stopping; running jobs may end")
+    (late,) = fleet.enqueue("sleep", b"0")
+    assert worker.wait() == 0
+    assert 1.0 < time.monotonic() - sent_at < 2.0
+    assert ["start", "cancelled"] == [event for event, _ in fleet.events(job)]
+    order = fleet.rows("select job_id, attempt from {schema}.queued order by seq")
+    assert [job, late] == [job_id for job_id, _ in order]
+    assert len({attempt for _, attempt in order}) == 1, "the interrupted attempt was counted"
+    other = commands.start_worker(fleet.schema, *loop, "--max-concurrency=1", "--shutdown-grace=0")
+    wait_until(lambda: len(fleet.events(job)) == 3, timeout=2)
+    assert fleet.events(late) == []
+    other.signal(signal.SIGTERM)
+    assert other.wait() == 0
+
+
+@pytest.mark.promise(35)
+def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """A job that is given back starts within 2 s on a worker that was idle all the time."""
+    worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0")
+    (job,) = fleet.enqueue("sleep")
+    wait_until(lambda: started(fleet, job))
+    other = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0")
+    worker.signal(signal.SIGTERM)
+    sent_at = time.monotonic()
+    wait_until(lambda: {other.popen.pid, worker.popen.pid} == {pid for _, pid in fleet.events(job)}, timeout=2)
+    assert time.monotonic() - sent_at < 2.0
+    assert worker.wait() == 0
+
+
+@pytest.mark.promise(35)
+def test_a_stubborn_handler_is_left_behind(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """A handler that ignores its cancellation is left behind within both graces and a second, with exit code 1.
+
+    The job and where it was is named, and another worker runs it.
+    """
+    worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0.5", "--cancel-grace=0.5")
+    (job,) = fleet.enqueue("stubborn")
+    wait_until(lambda: started(fleet, job))
+    sent_at = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 1
+    assert time.monotonic() - sent_at < 2.0
+    assert f"job {job} of 'stubborn' still runs and is left behind" in worker.output
+    assert "await anyio.sleep(float(job.payload" in worker.output
+    commands.start_worker(fleet.schema, *loop)
+    wait_until(lambda: len(fleet.events(job)) == 2, what="another worker has the job")
+
+
+@pytest.mark.promise(35)
+def test_second_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """A second signal skips the grace: the job is cancelled at once, and the exit code is still 0."""
+    worker = commands.start_worker(fleet.schema, *loop)
+    (job,) = fleet.enqueue("sleep")
+    wait_until(lambda: started(fleet, job))
+    worker.signal(signal.SIGINT)
+    worker.wait_said("stopping; running jobs may end")
+    sent_at = time.monotonic()
+    worker.signal(signal.SIGINT)
+    assert worker.wait() == 0
+    assert time.monotonic() - sent_at < 1.0
+    assert "SIGINT again" in worker.output
+    assert ["start", "cancelled"] == [event for event, _ in fleet.events(job)]
+    assert leftovers(fleet) == 0
+
+
+@pytest.mark.promise(35)
+def test_third_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """A third signal does not even wait for the grace of the cancellation."""
+    worker = commands.start_worker(fleet.schema, *loop, "--cancel-grace=60")
+    (job,) = fleet.enqueue("stubborn")
+    wait_until(lambda: started(fleet, job))
+    for said in ("stopping", "SIGTERM again", "third time"):
+        worker.signal(signal.SIGTERM)
+        worker.wait_said(said)
+    sent_at = time.monotonic()
+    assert worker.wait() == 1
+    assert time.monotonic() - sent_at < 1.5
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_before_the_start(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals) -> None:
+    """A signal that comes before the worker runs closes what was opened, and is a clean stop."""
+    worker = commands.start("run", "tests.cli.apps:slow_to_open", *loop, environment=commands.environment(fleet.schema))
+    worker.wait_said("opening")
+    worker.signal(number)
+    assert worker.wait() == 0
+    assert "closed again" in worker.output
+    assert "Traceback" not in worker.output
+
+
+@pytest.mark.promise(38)
+def test_drain(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """--drain ends with 0 when nothing is left, retries and deferred jobs included, soon after the last."""
+    ids = fleet.enqueue("again", times=20)
+    ids += [row[0] for row in fleet.rows("select {schema}.enqueue('again', execute_after => '1.5 s')")]
+    worker = commands.start_worker(fleet.schema, *loop, "--drain", target="tests.cli.apps:retrying")
+    assert worker.wait() == 0
+    last = fleet.value("select clock_timestamp() - max(finished_at) < '1 s' from {schema}.finished")
+    assert last, "it stayed too long after the last job"
+    assert ["successful"] * 21 == [fleet.status(job_id) for job_id in ids]
+    assert "nothing is left to do" in worker.output
+    code, output = commands.run(
+        "run",
+        "tests.cli.apps:retrying",
+        *loop,
+        "--drain",
+        f"--dsn={commands.dsn}",
+        f"--schema={fleet.schema}",
+        environment=commands.environment(fleet.schema),
+    )
+    assert code == 0, output
