@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from typing import Final
 
 from ._errors import ConfigurationError
+
+
+#: No duration is longer (in seconds): a hundred years. PostgreSQL's intervals and clocks end somewhere.
+LONGEST: Final = 100 * 365.25 * 86400.0
 
 
 def seconds(name: str, value: float | timedelta, *, at_least: float = 0.0, above: float | None = None) -> float:
@@ -27,6 +32,8 @@ def seconds(name: str, value: float | timedelta, *, at_least: float = 0.0, above
         raise ConfigurationError(f"{name} must be a number of seconds or a timedelta, not {value!r}")
     if not math.isfinite(number):
         raise ConfigurationError(f"{name} must be finite, not {value!r}")
+    if number > LONGEST:
+        raise ConfigurationError(f"{name} must be less than a hundred years, not {value!r}")
     if above is not None and number <= above:
         raise ConfigurationError(f"{name} must be more than {above:g} s, not {value!r}")
     if number < at_least:

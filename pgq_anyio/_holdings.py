@@ -55,7 +55,8 @@ class Holdings:
     #: called when a running job has been asked to end
     on_cancelled: Callable[[Run], None]
     _runs: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
-    _running: dict[JobId, Run] = attrs.field(factory=dict, init=False)
+    _running: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
+    _by_id: dict[JobId, Run] = attrs.field(factory=dict, init=False)
     _in_flight: set[int] = attrs.field(factory=set, init=False)
     _unresolved: set[int] = attrs.field(factory=set, init=False)
     #: requests that came before the claim's answer did: (job id, claim number)
@@ -104,14 +105,19 @@ class Holdings:
         """Hold a job that was just claimed."""
         key = (run.held.job.id, run.held.claim_no)
         self._runs[key] = run
-        self._running[run.held.job.id] = run
+        self._running[key] = run
+        self._by_id[run.held.job.id] = run
         if key in self._early:
             run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace)
 
     def handler_ended(self, run: Run) -> None:
         """The handler has ended: its slot is free, its row is still ours."""
         run.ended = True
-        del self._running[run.held.job.id]
+        job_id = run.held.job.id
+        del self._running[job_id, run.held.claim_no]
+        # A job may be held twice for a moment: its claim was undone by a crash of the server, and we claimed it again.
+        if self._by_id.get(job_id) is run:
+            del self._by_id[job_id]
         self.on_room()
 
     def release(self, held: Iterable[Held]) -> None:
@@ -122,7 +128,7 @@ class Holdings:
 
     def find(self, job_id: JobId) -> Run | None:
         """The run of this job, if its handler has not ended."""
-        return self._running.get(job_id)
+        return self._by_id.get(job_id)
 
     def running(self) -> list[Run]:
         """Jobs whose handler has not ended."""

@@ -15,11 +15,12 @@ from typing import Final
 import anyio
 import attrs
 from anyio import CancelScope
+from psycopg import DataError
 
-from .._db import retrying
+from .._db import Connection, retrying
 from .._db.line import Line
 from .._endings import Ending, Endings
-from .._lifecycle import Succeeded
+from .._lifecycle import ErrorText, Failed, Outcome, Succeeded
 from .._models import Held
 from .._store._sql import Store
 from .._store.running import finish_jobs, settle_jobs
@@ -77,7 +78,7 @@ async def run_completer(
             line.close()
     if endings.unstored:
         logger.error(
-            "%d outcomes could not be stored before the worker had to go; what they belong to runs again after the lease",
+            "%d outcomes could not be stored before the worker had to go; they run again after the lease",
             endings.unstored,
         )
 
@@ -95,7 +96,21 @@ async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: bool =
     if successes:
         matched += len(await finish_jobs(conn, store, successes))
     if others:
-        matched += len(await settle_jobs(conn, store, others))
+        matched += await _settle(conn, store, others)
     if matched < len(batch):
         logger.info("%d outcomes were dropped: they were no longer held by this worker", len(batch) - matched)
     return matched
+
+
+async def _settle(conn: Connection, store: Store, endings: Sequence[tuple[Held, Outcome]]) -> int:
+    """Store outcomes that are no successes. One that PostgreSQL cannot store must not keep the others out, or end the
+    worker: it becomes the failure of its job.
+    """
+    try:
+        return len(await settle_jobs(conn, store, endings))
+    except DataError as error:
+        if len(endings) > 1:
+            return sum([await _settle(conn, store, [ending]) for ending in endings])
+        held, outcome = endings[0]
+        logger.error("the outcome of job %d cannot be stored, it fails instead: %s: %s", held.job.id, outcome, error)
+        return len(await settle_jobs(conn, store, [(held, Failed(ErrorText.of(error)))]))

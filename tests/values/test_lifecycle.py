@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from datetime import timedelta
 
 import pytest
@@ -152,3 +153,16 @@ def test_bad_delays_are_refused_where_they_are_written(delay: float) -> None:
     for outcome in (Retry, Snooze):
         with pytest.raises(ConfigurationError, match="delay"):
             outcome(delay)
+
+
+def test_answers_survive_the_way_from_a_child_process() -> None:
+    for answer in (Retry(delay=3, reason="r"), Retry(), Snooze(4), Cancel("c"), Discard(None)):
+        copy = pickle.loads(pickle.dumps(answer))
+        assert type(answer) is type(copy)
+        assert vars(answer) == vars(copy)
+        assert str(answer) == str(copy)
+
+
+def test_no_delay_is_longer_than_a_hundred_years() -> None:
+    with pytest.raises(ConfigurationError, match="delay must be less than a hundred years"):
+        Snooze(1e12)
