@@ -182,7 +182,7 @@ class Timetable:
     worker_id: int
     #: how each schedule counts its occurrences, and what it does with missed ones
     plans: Mapping[ScheduleKey, tuple[Cron, Missed]]
-    #: since when this worker has been there (database's time)
+    #: since when this worker has been there (database's time): its first look at the rows
     watched_since: datetime = attrs.field(default=NEVER, init=False)
     _lines: dict[ScheduleKey, _Line] = attrs.field(init=False)
     #: what runs here, or has ended here and waits to be released: claim number and occurrence
@@ -205,6 +205,7 @@ class Timetable:
 
         :return: what the rows say that we run, and we do not: the answer to its claim was lost
         """
+        self.watched_since = min(self.watched_since, now)
         unknown = []
         for state in states:
             line = self._lines.get(state.key)
@@ -231,9 +232,8 @@ class Timetable:
         return sorted(wanted, key=lambda one: one.state.key)
 
     def hold(self, held: HeldSchedule, due_at: datetime) -> None:
-        """An occurrence is ours: its schedule is not looked at until it is released."""
+        """An occurrence is ours: once ``learn`` is told, its schedule is not looked at until it is released."""
         self._held[held.key] = (held.claim_no, due_at)
-        self._lines[held.key].look_at = NEVER
 
     def refused(self, wanted: Sequence[Wanted], *, now: datetime) -> None:
         """These were not ours to run, and ``learn`` has been told what their rows say now."""

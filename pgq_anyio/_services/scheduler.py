@@ -43,6 +43,9 @@ logger = logging.getLogger("pgq_anyio.scheduler")
 
 #: An occurrence that is taken is not lost, even if the server loses its memory the moment after.
 SCHEDULE_SETTINGS: Final = {"synchronous_commit": "on", "plan_cache_mode": "force_generic_plan", "jit": "off"}
+#: How long the start of a worker waits for its schedules to be registered (in seconds): a lock on their table is no
+#: reason not to run jobs.
+PATIENCE: Final = 2.0
 #: The longest sleep without a look at the clocks (in seconds).
 LONGEST_SLEEP: Final = 3600.0
 
@@ -113,13 +116,19 @@ class Scheduler:
 
 
 async def run_scheduler(scheduler: Scheduler, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    """Start runs until cancelled; without schedules, do nothing at all."""
+    """Start runs until cancelled; without schedules, do nothing at all. Started once they are known to the database,
+    or cannot be made known now.
+    """
     if not scheduler.entries:
         task_status.started()
         return
+    register = partial(retrying, partial(register_once, scheduler), what="registering schedules")
     try:
-        await retrying(partial(register_once, scheduler), what="registering schedules")
+        with anyio.move_on_after(PATIENCE) as patience:
+            await register()
         task_status.started()
+        if patience.cancelled_caught:
+            await register()
         while True:
             await scheduler.wait_due()
             await retrying(partial(look_once, scheduler), what="starting scheduled runs")
@@ -133,7 +142,6 @@ async def register_once(scheduler: Scheduler) -> None:
     known = [(entry.name, entry.expression, entry.cron.timezone) for entry in scheduler.entries.values()]
     await register_schedules(conn, scheduler.store, sorted(known))
     await read_once(scheduler)
-    scheduler.timetable.watched_since = scheduler.clock.now()
 
 
 async def look_once(scheduler: Scheduler) -> int:
@@ -203,7 +211,7 @@ async def _give_back(scheduler: Scheduler, unknown: list[HeldSchedule]) -> None:
     """Give back what was taken by claims whose answer was lost."""
     if not unknown:
         return
+    scheduler._stale = True  # whether this succeeds or not, the rows are to be read again
     conn = await scheduler.line.connection()
     await release_schedules(conn, scheduler.store, [(held, GIVEN_BACK) for held in unknown])
     logger.warning("gave back scheduled runs that were taken without an answer: %s", [held.name for held in unknown])
-    scheduler.look()

@@ -134,6 +134,12 @@ def test_the_latest_occurrence_is_the_last_that_has_come(
     assert latest == cron.next_fire(latest - SECOND)
 
 
+def test_an_occurrence_of_this_very_moment_is_the_latest() -> None:
+    """Not the one before it, however many have passed."""
+    for minutes in range(1, 9):
+        assert NOON + minutes * MINUTE == latest_fire(MINUTELY, NOON + MINUTE, NOON + minutes * MINUTE)
+
+
 # -- a fleet in virtual time -----------------------------------------------------------------------------------------
 
 
@@ -147,7 +153,6 @@ def fleet(cron: CronSchedule, row: ScheduleState, until: datetime, *, workers: i
     tables = [Timetable(worker_id, {key: (cron, missed)}) for worker_id in range(1, workers + 1)]
     now, runs = row.last_due_at, []
     for table in tables:
-        table.watched_since = now
         table.learn([row], now=now)
     while (now := min(table.next_look() for table in tables)) <= until:
         for table in tables:
@@ -205,7 +210,6 @@ def test_a_fleet_runs_each_occurrence_once(missed: Missed) -> None:
 
 def timetable(row: ScheduleState, *, now: datetime, worker_id: int = 1) -> Timetable:
     table = Timetable(worker_id, {row.key: (MINUTELY, Missed.COALESCE)})
-    table.watched_since = now
     table.learn([row], now=now)
     return table
 

@@ -157,7 +157,7 @@ async def test_one_name_with_two_expressions(app: PgQueuer, table: Table) -> Non
 async def test_a_thousand_in_the_same_second(app: PgQueuer, table: Table) -> None:
     """All of them start within a second of their time."""
     runs = Runs()
-    ((due_at,),) = await table.execute("select date_trunc('second', clock_timestamp()) + interval '8 seconds'")
+    ((due_at,),) = await table.execute("select date_trunc('second', clock_timestamp()) + interval '5 seconds'")
     expression = f"{due_at:%-M %-H %-d %-m} * {due_at:%-S}"
     for number in range(1000):
 
@@ -236,6 +236,32 @@ async def test_down_over_three_occurrences(app: PgQueuer, table: Table, missed: 
 
 
 @pytest.mark.promise(43)
+@pytest.mark.parametrize(("missed", "expected"), [("coalesce", 1), ("skip", 0), ("catch_up", 1)])
+async def test_down_a_moment_ago(app: PgQueuer, table: Table, missed: str, expected: int) -> None:
+    """An occurrence that came before this worker did is missed, however short a time ago."""
+    runs, sentinel = Runs(), Runs()
+    ((due_at,),) = await table.execute("select date_trunc('second', clock_timestamp())")
+    expression = f"{due_at:%-M %-H %-d %-m} * {due_at:%-S}"
+    zone = str(due_at.tzinfo)
+
+    @app.schedule("report", expression, timezone=zone, missed=missed)
+    async def report(schedule: Schedule) -> None:
+        runs.noted.append(schedule.due_at)
+
+    @app.schedule("sentinel", expression, timezone=zone)
+    async def last(schedule: Schedule) -> None:
+        sentinel.noted.append(schedule.due_at)
+
+    for name in ("report", "sentinel"):
+        await table.add(name, due_at - timedelta(hours=1), expression)
+    await table.execute("update {s}.schedule set timezone = %s", zone)
+    async with running_worker(app):
+        assert [due_at] == await sentinel.wait(1)
+        await runs.wait(expected)
+    assert [due_at] * expected == runs.noted
+
+
+@pytest.mark.promise(43)
 async def test_a_long_run_does_not_overlap_itself(app: PgQueuer) -> None:
     """A run of a second and a half, due every second: one at a time, and what passed meanwhile is one run."""
     runs, active = Runs(), 0
@@ -287,6 +313,60 @@ async def test_an_exception_is_recorded_and_the_next_occurrence_runs(
     (((actual, trace),),) = failed
     assert kind == actual
     assert "in report" in trace
+
+
+async def test_a_handler_that_ignores_its_cancellation_is_reported(
+    app: PgQueuer, table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By name and with its stack, as a job is; its row waits for its end."""
+    runs, overdue = Runs(), anyio.Event()
+
+    @app.schedule("stubborn", YEARLY)
+    async def stubborn(schedule: Schedule) -> None:
+        runs.noted.append(schedule)
+        with anyio.CancelScope(shield=True):
+            await overdue.wait()
+
+    async def reported() -> bool:
+        return "schedule 'stubborn' (0 0 1 1 *) ignores its cancellation (shutdown)" in caplog.text
+
+    await table.add("stubborn", new_year(1))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(partial(app.run, shutdown_grace=0.0, cancel_grace=0.1))
+        await runs.wait(1)
+        app.stop()
+        await wait_until(reported)
+        assert "await overdue.wait()" in caplog.text
+        assert [] == await table.execute("select name from {s}.schedule where worker_id is null")
+        overdue.set()
+    # It was not interrupted, so it did its work.
+    assert [("successful",)] == await table.execute("select last_status from {s}.schedule")
+
+
+async def test_a_locked_table_of_schedules_is_no_reason_not_to_run_jobs(app: PgQueuer, table: Table, dsn: str) -> None:
+    """Jobs run, the worker can be stopped, and once the lock is gone the schedules run too."""
+    runs = Runs()
+
+    @app.entrypoint("job")
+    async def job(job: Job) -> None:
+        runs.noted.append("job")
+
+    @app.schedule("report", YEARLY)
+    async def report(schedule: Schedule) -> None:
+        runs.noted.append("report")
+
+    locker = await Connection.connect(dsn)
+    await table.add("report", new_year(1))
+    await table.execute("select {s}.enqueue('job')")
+    try:
+        await locker.execute("begin")
+        await locker.execute(sql.SQL("lock table {}.schedule in exclusive mode").format(sql.Identifier(table.schema)))
+        async with running_worker(app):
+            assert ["job"] == await runs.wait(1)
+            await locker.execute("commit")
+            assert ["job", "report"] == await runs.wait(2)
+    finally:
+        locker.abort()
 
 
 # -- what others change ----------------------------------------------------------------------------------------------
