@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 
+logger = logging.getLogger("pgq_anyio.db")
+
+
 class Copy(AsyncCopy):
     """A COPY under way. After an error, and when cancelled, nothing of a COPY FROM is kept."""
 
@@ -27,8 +31,11 @@ class Copy(AsyncCopy):
             await super().__aexit__(exc_type, exc_val, exc_tb)
             return
         conn = cast("Connection", self.connection)
-        with conn.cleanup():
-            await super().__aexit__(exc_type, exc_val, exc_tb)
+        try:
+            with conn.cleanup():
+                await super().__aexit__(exc_type, exc_val, exc_tb)
+        except errors.OperationalError as failure:
+            logger.warning("a COPY was ended by closing its connection: %s", failure)
         if not conn.closed and _private.is_busy(conn.pgconn):
             conn.abort()
 

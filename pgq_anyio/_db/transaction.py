@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
-from psycopg import AsyncTransaction, pq
+from psycopg import AsyncTransaction, errors, pq
 
 from . import _private
 from ._core import Interruption
 
 if TYPE_CHECKING:
     from .connection import Connection
+
+
+logger = logging.getLogger("pgq_anyio.db")
 
 
 class Transaction(AsyncTransaction):
@@ -26,7 +30,7 @@ class Transaction(AsyncTransaction):
     async def __aenter__(self) -> Self:
         conn = cast("Connection", self._conn)
         async with conn.lock:
-            self._check_enter()
+            self._check_unused()
             try:
                 with conn.interrupted_by(Interruption.FINISH):
                     await conn.wait(_private.enter_steps(self))
@@ -52,6 +56,10 @@ class Transaction(AsyncTransaction):
         finally:
             conn.lock.release()
 
+    def _check_unused(self) -> None:
+        if self.status != self.Status.NOT_STARTED:
+            raise TypeError("a transaction block can be used only once")
+
     async def _roll_back(self, conn: Connection, error: BaseException) -> bool:
         """Roll back. The lock is held.
 
@@ -60,5 +68,11 @@ class Transaction(AsyncTransaction):
         if self.pgconn.status != pq.ConnStatus.OK:
             self.status = self.Status.FAILED
             return False
-        with conn.cleanup():
-            return await conn.wait(_private.exit_steps(self, error))
+        try:
+            with conn.cleanup():
+                return await conn.wait(_private.exit_steps(self, error))
+        except errors.OperationalError as failure:
+            # The connection is closed, so the server rolls back. Whoever used the block hears of his own error.
+            logger.warning("a transaction was ended by closing its connection: %s", failure)
+            self.status = self.Status.FAILED
+            return False

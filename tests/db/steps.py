@@ -12,25 +12,25 @@ T = TypeVar("T")
 
 
 @coroutine
-def at_suspension(work: Coroutine[Any, Any, T], k: int, interrupt: Callable[[], None]) -> Generator[Any, Any, T]:
+def at_suspension(work: Coroutine[Any, Any, T], k: int, interrupt: Callable[[], object]) -> Generator[Any, Any, T]:
     """Run ``work`` and call ``interrupt`` when it is about to suspend for the ``k``-th time (counted from 1)."""
     count = 0
-    send: Callable[[], Any] = lambda: work.send(None)  # noqa: E731
+    value: object = None
+    error: BaseException | None = None
     while True:
         try:
-            suspended = send()
+            suspended = work.send(value) if error is None else work.throw(error)
         except StopIteration as end:
             result: T = end.value
             return result
+        value = error = None
         count += 1
         if count == k:
             interrupt()
         try:
             value = yield suspended
-        except BaseException as error:
-            send = lambda error=error: work.throw(error)  # noqa: E731
-        else:
-            send = lambda value=value: work.send(value)  # noqa: E731
+        except BaseException as caught:
+            error = caught
 
 
 async def cancel_everywhere(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 import pytest
 
@@ -15,10 +17,11 @@ SECRET = "hush-hush"
 async def test_open_and_close(dsn: str) -> None:
     """It is opened once at a time, and can be opened again."""
     driver = PsycopgDriver(dsn)
-    assert not driver.is_open
+    assert "closed" in repr(driver)
     for _ in range(2):
         async with driver:
-            assert driver.is_open
+            opened = driver.is_open
+            assert opened
             with pytest.raises(RuntimeError, match="open already"):
                 await driver.__aenter__()
             async with driver.connection(5) as conn:
@@ -39,7 +42,7 @@ async def test_another_event_loop(dsn: str) -> None:
             return str(caught.value)
 
         for backend in ("asyncio", "trio"):
-            said = await anyio.to_thread.run_sync(lambda backend=backend: anyio.run(use, backend=backend))
+            said = await anyio.to_thread.run_sync(partial(anyio.run, use, backend=backend))
             assert 2 == said.count(" at 0x")
 
 
@@ -58,7 +61,7 @@ async def test_dedicated_connections(dsn: str) -> None:
 async def test_without_prepared_statements(dsn: str) -> None:
     """``prepare=False`` holds for the pool and dedicated connections, not for the direct ones."""
     driver = PsycopgDriver(f"{dsn} options='-c work_mem=1MB'", prepare=False, direct_conninfo=dsn)
-    async with driver, driver.connection() as pooled:
+    async with driver, driver.connection() as pooled:  # noqa: SIM117
         async with await driver.connect(role="x") as own, await driver.connect(role="y", direct=True) as direct:
             for conn in (pooled, own):
                 assert conn.prepare_threshold is None

@@ -8,6 +8,7 @@ import socket
 import subprocess
 
 import anyio
+import anyio.lowlevel
 import psycopg
 import pytest
 from psycopg import errors
@@ -78,19 +79,15 @@ async def test_server_stopped_mid_statement(own_server: OwnServer, mode: str) ->
     """A server that stops or is killed ends the statement at once with an error that passes; then it works again."""
     conn = await Connection.connect(own_server.dsn)
     await COUNT.fetch(conn)
-    with anyio.fail_after(10), pytest.raises(psycopg.OperationalError) as caught:  # noqa: PT012
-        async with anyio.create_task_group() as tasks:
+    async with anyio.create_task_group() as tasks:
 
-            async def stop() -> None:
-                await anyio.wait_all_tasks_blocked()
-                own_server.stop(mode)
+        async def stop() -> None:
+            await anyio.wait_all_tasks_blocked()
+            own_server.stop(mode)
 
-            tasks.start_soon(stop)
-            try:
-                await SLEEP.fetch(conn)
-            except psycopg.OperationalError as error:
-                failure = error
-        raise failure
+        tasks.start_soon(stop)
+        with anyio.fail_after(10), pytest.raises(psycopg.OperationalError) as caught:
+            await SLEEP.fetch(conn)
     assert is_transient(caught.value)
     assert conn.closed
     own_server.end()
@@ -119,7 +116,7 @@ async def test_silent_network_in_a_transaction(proxy: Proxy) -> None:
     """Rolling back over a silent network is bounded too, and the block's own error is not lost."""
     conn = await Connection.connect(proxy.dsn)
     conn.cleanup_timeout = 0.3
-    with anyio.fail_after(5), pytest.raises((ZeroDivisionError, psycopg.OperationalError)):
+    with anyio.fail_after(5), pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with conn.transaction():
             proxy.stalled = True
             raise ZeroDivisionError
@@ -246,12 +243,15 @@ async def test_tls(own_server: OwnServer) -> None:
         path.chmod(0o600)
         if os.geteuid() == 0:
             os.chown(path, owner.st_uid, owner.st_gid)
-    own_server.ask("alter system set ssl = on")
+    try:
+        own_server.ask("alter system set ssl = on")
+    except psycopg.errors.InvalidParameterValue:
+        pytest.skip("the server was built without TLS: use --postgres-bin")
     own_server.ask("select pg_reload_conf()")
     try:
         with anyio.fail_after(10):
             while [("on",)] != own_server.ask("show ssl"):
-                pass
+                await anyio.lowlevel.checkpoint()
         async with await Connection.connect(own_server.dsn, sslmode="require") as conn:
             with anyio.move_on_after(0.05) as scope:
                 await conn.execute("select pg_sleep(30)")
