@@ -41,7 +41,7 @@ class Bench:
 
     async def execute(self, text: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Run a statement of the test's own; ``{s}`` stands for the schema."""
-        bound = sql.SQL(text).format(s=sql.Identifier(self.store.schema))  # type: ignore[arg-type]
+        bound = sql.SQL(text).format(s=sql.Identifier(self.store.schema))
         cursor = await self.conn.execute(bound, parameters)
         return await cursor.fetchall() if cursor.description is not None else []
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import anyio
 import pytest
 
-from pgq_anyio import _database_clock
 from pgq_anyio._database_clock import DatabaseClock
 
 EPOCH = 1_800_000_000.0
@@ -20,7 +20,7 @@ def at(seconds: float) -> datetime:
 def loop_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The event loop's clock, set by hand."""
     time = [0.0]
-    monkeypatch.setattr(_database_clock.anyio, "current_time", lambda: time[0])
+    monkeypatch.setattr(anyio, "current_time", lambda: time[0])
     return time
 
 

@@ -49,7 +49,7 @@ class Table:
 
     async def execute(self, text: str, *parameters: object) -> Rows:
         """Run a statement; ``{s}`` stands for the schema."""
-        bound = sql.SQL(text).format(s=sql.Identifier(self.schema))  # type: ignore[arg-type]
+        bound = sql.SQL(text).format(s=sql.Identifier(self.schema))
         cursor = await self.conn.execute(bound, parameters)
         return await cursor.fetchall() if cursor.description is not None else []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ YEARLY = "0 0 1 1 *"
 NEW_YEAR = int(datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC).timestamp())
 
 
-def start(fleet: Fleet, backend: str, handler: str, expression: str, **options: object) -> WorkerProcess:
+def start(fleet: Fleet, backend: str, handler: str, expression: str, **options: Any) -> WorkerProcess:
     """Start a worker that serves the schedule ``report`` with this handler."""
     return fleet.start(backend, program="tests.worker.scheduled", serve=[("report", handler, expression)], **options)
 

@@ -1,0 +1,200 @@
+"""Statements of the scheduler that fail before they are carried out, or after it, or are never answered."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+from psycopg import OperationalError, sql
+
+from pgq_anyio import PgQueuer, Schedule
+from pgq_anyio._db import Connection
+from pgq_anyio._services import completer, scheduler
+from pgq_anyio.testing import running_worker
+
+pytestmark = pytest.mark.anyio
+
+YEARLY = "0 0 1 1 *"
+#: How long a fact may take (in seconds).
+SOON = 20.0
+
+NEW_YEAR = datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC)
+TIMES = pytest.mark.parametrize("when", ["before", "after"])
+
+
+async def lose(function: Callable[..., Awaitable[Any]], failures: list[str], *args: Any, **kwargs: Any) -> Any:
+    """Carry out a statement unless it is to fail before, and lose its answer if it is to fail after."""
+    when = failures.pop() if failures else None
+    if when == "before":
+        raise OperationalError("the connection was lost on the way there")
+    result = await function(*args, **kwargs)
+    if when == "after":
+        raise OperationalError("the connection was lost on the way back")
+    return result
+
+
+class Scene:
+    """An app with one schedule that has missed the last New Year, and the row of it."""
+
+    def __init__(self, app: PgQueuer, conn: Connection) -> None:
+        self.app, self.conn, self.runs = app, conn, list[datetime]()
+        app.schedule("report", YEARLY)(self.report)
+
+    async def report(self, schedule: Schedule) -> None:
+        self.runs.append(schedule.due_at)
+
+    async def execute(self, text: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Run a statement; ``{s}`` stands for the schema."""
+        cursor = await self.conn.execute(sql.SQL(text).format(s=sql.Identifier(self.app.schema)), parameters)
+        return await cursor.fetchall() if cursor.description is not None else []
+
+    async def prepare(self) -> None:
+        """Let the schedule be known since long ago."""
+        await self.execute(
+            "insert into {s}.schedule (name, expression, timezone, last_due_at) values ('report', %s, 'UTC', %s)",
+            YEARLY,
+            NEW_YEAR - timedelta(days=1),
+        )
+
+    async def wait(self, condition: str) -> None:
+        """Wait for a condition on the row."""
+        with anyio.fail_after(SOON):
+            while not await self.execute("select 1 from {s}.schedule where " + condition):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+
+
+@pytest.fixture
+async def scene(app: PgQueuer, conn: Connection) -> Scene:
+    """One schedule that is due as soon as a worker starts."""
+    scene = Scene(app, conn)
+    await scene.prepare()
+    return scene
+
+
+@TIMES
+@pytest.mark.parametrize("statement", ["register_schedules", "read_schedules", "fire_schedules"])
+async def test_a_lost_answer_makes_no_run_too_many_and_none_too_few(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, statement: str, when: str
+) -> None:
+    """Whatever statement of the scheduler it is, and on which way it was lost."""
+    failures = [when]
+    monkeypatch.setattr(scheduler, statement, partial(lose, getattr(scheduler, statement), failures))
+    async with running_worker(scene.app):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert [] == failures
+    assert [NEW_YEAR] == scene.runs
+
+
+@TIMES
+async def test_the_end_of_a_run_is_stored_whatever_is_lost(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Sent again until it is answered; the second time it changes nothing if the first has."""
+    failures = [when, when]
+    monkeypatch.setattr(completer, "release_schedules", partial(lose, completer.release_schedules, failures))
+    async with running_worker(scene.app):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert [] == failures
+    assert [NEW_YEAR] == scene.runs
+    assert [(None, NEW_YEAR)] == await scene.execute("select given_back_due_at, last_due_at from {s}.schedule")
+
+
+@TIMES
+async def test_what_cannot_be_given_back_at_once_is_given_back_later(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The answer to the claim is lost, and then the request or the answer that was to mend it."""
+    failures, more_failures = ["after"], [when]
+    monkeypatch.setattr(scheduler, "fire_schedules", partial(lose, scheduler.fire_schedules, failures))
+    monkeypatch.setattr(scheduler, "release_schedules", partial(lose, scheduler.release_schedules, more_failures))
+    async with running_worker(scene.app):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert ([], []) == (failures, more_failures)
+    assert [NEW_YEAR] == scene.runs
+
+
+async def test_a_stop_does_not_wait_for_a_claim_that_is_not_answered(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is carried out and its answer does not come: the worker leaves soon and gives back what it never started."""
+    taken = anyio.Event()
+    fire = scheduler.fire_schedules
+
+    async def hang(*args: Any, **kwargs: Any) -> None:
+        await fire(*args, **kwargs)
+        taken.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(scheduler, "fire_schedules", hang)
+    with anyio.fail_after(5):
+        async with running_worker(scene.app):
+            await taken.wait()
+    assert [] == scene.runs
+    assert [(None, NEW_YEAR)] == await scene.execute("select worker_id, given_back_due_at from {s}.schedule")
+
+
+async def test_a_claim_that_commits_late_is_given_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement on a connection that was given up is carried out after the rows were read again."""
+    fire, read = scheduler.fire_schedules, scheduler.read_schedules
+    late: list[Callable[[], Awaitable[Any]]] = []
+    given_up = False
+
+    async def give_up(conn: Connection, *args: Any, **kwargs: Any) -> Any:
+        nonlocal given_up
+        if given_up:
+            return await fire(conn, *args, **kwargs)
+        given_up = True
+        late.append(partial(fire, scene.conn, *args, **kwargs))
+        raise OperationalError("nobody knows what became of it")
+
+    async def read_and_then_commit(*args: Any, **kwargs: Any) -> Any:
+        rows = await read(*args, **kwargs)
+        if late:
+            await late.pop()()
+        return rows
+
+    monkeypatch.setattr(scheduler, "fire_schedules", give_up)
+    monkeypatch.setattr(scheduler, "read_schedules", read_and_then_commit)
+    async with running_worker(scene.app):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert given_up
+    assert [NEW_YEAR] == scene.runs
+
+
+async def test_a_claim_that_commits_when_nothing_is_due_is_found_by_a_heartbeat(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would ask for this schedule before the next New Year, and nobody is notified."""
+    read = scheduler.read_schedules
+    lost: list[dict[str, Any]] = []
+    committed = False
+
+    async def give_up(*args: Any, **kwargs: Any) -> Any:
+        lost.append(kwargs)
+        await scene.execute("update {s}.schedule set last_due_at = clock_timestamp()")
+        raise OperationalError("nobody knows what became of it")
+
+    async def read_and_then_commit(*args: Any, **kwargs: Any) -> Any:
+        nonlocal committed
+        rows = await read(*args, **kwargs)
+        if lost and not committed:
+            committed = True
+            await scene.execute(
+                "update {s}.schedule set worker_id = %s, claim_no = %s, due_at = %s",
+                lost[0]["worker_id"],
+                lost[0]["claim_no"],
+                NEW_YEAR,
+            )
+            monkeypatch.setattr(scheduler, "fire_schedules", fire)
+        return rows
+
+    fire = scheduler.fire_schedules
+    monkeypatch.setattr(scheduler, "fire_schedules", give_up)
+    monkeypatch.setattr(scheduler, "read_schedules", read_and_then_commit)
+    async with running_worker(scene.app, lease=2.0):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert [NEW_YEAR] == scene.runs
