@@ -226,8 +226,14 @@ def _write_mixed(writers: Sequence[Callable[[Any], Buffer | None]], values: Sequ
 
 
 def error_of(conn: Connection, result: PGresult) -> errors.Error:
-    """The exception for a failed result."""
-    return errors.error_from_result(result, encoding=_private.encoding(conn))
+    """The exception for a failed result.
+
+    A connection that turns out to lead to a standby is closed: the next one may find the new primary.
+    """
+    error = errors.error_from_result(result, encoding=_private.encoding(conn))
+    if isinstance(error, errors.ReadOnlySqlTransaction) and conn.pgconn.parameter_status(b"in_hot_standby") == b"on":
+        conn.abort()
+    return error
 
 
 def is_outdated(error: errors.Error) -> bool:

@@ -278,6 +278,17 @@ async def test_a_cancelled_transaction_is_rolled_back(dsn: str) -> None:
     conn.abort()
 
 
+async def test_an_error_in_a_cancelled_transaction_is_not_lost(conn: Connection) -> None:
+    """A block that fails while its scope is cancelled is rolled back, and its own error is raised."""
+    with anyio.CancelScope() as scope:
+        with pytest.raises(ZeroDivisionError):
+            async with conn.transaction():
+                scope.cancel()
+                raise ZeroDivisionError
+        assert pq.TransactionStatus.IDLE == conn.pgconn.transaction_status
+    assert not conn.closed
+
+
 async def test_a_lost_cancellation_never_hits_the_next_statement(dsn: str) -> None:
     """After a cancellation, however close to the answer it came, the next statement runs undisturbed."""
     conn = await fresh(dsn)
