@@ -52,6 +52,8 @@ class Holdings:
     unstored: Callable[[], int]
     #: called when a slot becomes free
     on_room: Callable[[], None]
+    #: called when a claim has been lost: what it took, if anything, is to be given back
+    on_lost_claim: Callable[[], None]
     #: called when a running job has been asked to end
     on_cancelled: Callable[[Run], None]
     _runs: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
@@ -93,11 +95,12 @@ class Holdings:
         """The answer to a claim will never come: what it took is to be given back, however late it commits."""
         self._in_flight.discard(number)
         self._unresolved.add(number)
+        self.on_lost_claim()
 
     @property
-    def unresolved(self) -> list[tuple[None, int]]:
-        """Claims whose answer was lost, as ``give_back_claims`` wants them."""
-        return [(None, number) for number in sorted(self._unresolved)]
+    def unresolved(self) -> list[int]:
+        """Claims whose answer was lost."""
+        return sorted(self._unresolved)
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 

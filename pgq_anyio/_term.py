@@ -23,6 +23,7 @@ from anyio.abc import TaskGroup
 from ._context import Context, ExecutionTools, OuterScopes
 from ._db import PsycopgDriver, retrying
 from ._db.line import Line
+from ._db.retrying import PATIENCE
 from ._doorbell import Doorbell
 from ._endings import Endings
 from ._hints import Hints
@@ -32,10 +33,10 @@ from ._models import Held, Job, Schedule
 from ._registry import Registry, ScheduleEntry
 from ._run_settings import RunSettings
 from ._scheduled import ScheduledRun
-from ._services.claimer import DISPATCH_SETTINGS, Claimer, ClaimShield
+from ._services.claimer import CLAIM_TIMEOUT, DISPATCH_SETTINGS, SHORTEST_CLAIM_TIMEOUT, Claimer, ClaimShield
 from ._services.completer import Batch
 from ._services.drain import Drain
-from ._services.heartbeat import Heart
+from ._services.heartbeat import BEATS_PER_LEASE, Heart
 from ._services.last_resort import LastResort
 from ._services.listener import (
     Alarm,
@@ -106,11 +107,12 @@ class Term:
         self.peers = 0
         self._schedule_threads = CapacityLimiter(math.inf)
 
-        self.heartbeat_line = Line(worker.driver, "heartbeat")
-        self.dispatch_line = Line(worker.driver, "dispatch", dict(DISPATCH_SETTINGS))
+        # A heartbeat that is not answered is tried on another connection, without a second's delay.
+        self.heartbeat_line = Line(worker.driver, "heartbeat", cleanup_timeout=0.0)
+        self.dispatch_line = Line(worker.driver, "dispatch", dict(DISPATCH_SETTINGS), cleanup_timeout=0.5)
         self.maintenance_line = Line(worker.driver, "maintenance")
         schedule_line = Line(worker.driver, "schedule", dict(SCHEDULE_SETTINGS))
-        listen_line = Line(worker.driver, "listen", direct=True)
+        listen_line = Line(worker.driver, "listen", direct=True, cleanup_timeout=0.0)
         self._lines = (self.heartbeat_line, self.dispatch_line, self.maintenance_line, schedule_line, listen_line)
 
         room = Doorbell()
@@ -120,6 +122,7 @@ class Term:
             cancel_grace=settings.cancel_grace,
             unstored=lambda: worker.endings.unstored,
             on_room=room.ring,
+            on_lost_claim=self._give_back_soon,
             on_cancelled=self._expect_end,
         )
         self.overdue = OverdueWatch(
@@ -132,13 +135,15 @@ class Term:
             unfinished=lambda: self.holdings.busy + worker.endings.unstored,
             on_drained=worker.stop.request,
         )
+        # Jobs that a claim took in vain are held by nobody for less than a heartbeat.
+        patience = min(CLAIM_TIMEOUT, max(self.lease / BEATS_PER_LEASE / 2, SHORTEST_CLAIM_TIMEOUT))
         self.claimer = Claimer(
             line=self.dispatch_line,
             store=store,
             worker_id=self.worker_id,
             holdings=self.holdings,
             hints=Hints(self.entrypoints),
-            shield=ClaimShield(),
+            shield=ClaimShield(patience),
             start_jobs=self._start_jobs,
             bell=Doorbell(),
             room=room,
@@ -149,7 +154,7 @@ class Term:
         self.promoter = Promoter(
             line=self.dispatch_line, store=store, on_promoted=lambda names: self.claimer.bell.ring()
         )
-        self._schedule_shield = ClaimShield()
+        self._schedule_shield = ClaimShield(patience)
         self.scheduler = Scheduler(
             line=schedule_line,
             store=store,
@@ -192,7 +197,7 @@ class Term:
 
     async def register(self) -> None:
         """Become a worker. The lease counts from before the request."""
-        await retrying(self._register_once, what="registering the worker")
+        await retrying(self._register_once, what="registering the worker", patience=self.lease)
 
     async def _register_once(self) -> None:
         asked_at = anyio.current_time()
@@ -214,9 +219,11 @@ class Term:
 
     async def wind_up(self) -> None:
         """After a lost lease: see that everything of this term is stored or given back, however long it takes."""
-        await self.worker.endings.wait_stored()
-        await retrying(self.leave_once, what="giving back the jobs of a lost lease")
-        self.close()
+        try:
+            await self.worker.endings.wait_stored()
+            await retrying(self.leave_once, what="giving back the jobs of a lost lease", patience=PATIENCE)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close the term's connections."""
@@ -286,6 +293,9 @@ class Term:
         self.claimer.shield.hurry()
         self._schedule_shield.hurry()
 
+    def _give_back_soon(self) -> None:
+        self.heart.beat_soon()
+
     def _expect_end(self, run: Run) -> None:
         self.overdue.expect(run)
 
@@ -305,7 +315,7 @@ class Term:
     def _on_pulse(self, pulse: Pulse, asked_at: float) -> None:
         self.peers = len(pulse.peers)
         self.promoter.alarm(pulse.next_due)
-        self.rescuer.observe(pulse, asked_at)
+        self.rescuer.observe(pulse)
         self.scheduler.observe(pulse.clock, asked_at)
 
     def _on_notification(self, payload: str) -> None:
@@ -325,7 +335,8 @@ class Term:
                 pass
 
     def _look_everywhere(self) -> None:
-        """Notifications may have been missed."""
+        """Notifications may have been missed, and a server that crashed may have forgotten what we hold."""
+        self.heart.beat_soon()
         self.claimer.hints.sweep_next()
         self.claimer.bell.ring()
         self.promoter.look()

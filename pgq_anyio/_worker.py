@@ -79,22 +79,23 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
             )
             try:
                 async with worker.lifespan() as worker.resources:
-                    await _run_terms(worker, task_status)
+                    await _run_terms(worker, completion, task_status)
             finally:
                 shield.limit(FAREWELL)
                 worker.endings.close()
         outermost.cancel_scope.cancel()
 
 
-async def _run_terms(worker: Worker, task_status: TaskStatus[None]) -> None:
+async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[None]) -> None:
     """One term after the other: each loss of the lease begins a new one."""
     while not worker.stop.requested:
         term = worker.term = Term(worker)
-        if not await _until_stopped(worker.stop, term.register):
-            return
         try:
-            await _run_term(term, task_status)
+            if await _until_stopped(worker.stop, term.register):
+                await _run_term(term, task_status)
         finally:
+            if term.lease_scope.cancel_called:
+                completion.close()  # it may have gone silent with the heartbeat's; outcomes can be sent again
             await _say_farewell(term)
         if term.lease_scope.cancel_called and not worker.stop.requested:
             logger.warning("the lease was lost and its jobs have ended; registering anew")
@@ -174,6 +175,8 @@ async def _until_stopped(stop: Stop, function: Callable[[], Awaitable[object]]) 
 
 async def _say_farewell(term: Term) -> None:
     """Store what is left and give up the registration, within bounds and whatever is being cancelled."""
+    if not term.heartbeat_line.opened:
+        return  # it never reached the database
     with anyio.move_on_after(FAREWELL, shield=True) as scope:
         try:
             await term.worker.endings.wait_stored()

@@ -28,6 +28,9 @@ class Line:
     settings: dict[str, str] = attrs.field(factory=dict)
     #: whether this is the connection that needs a session of its own (LISTEN)
     direct: bool = False
+    #: how long an interrupted statement may take to be cancelled on the server before the connection is closed instead
+    #: (in seconds); ``None`` for the connection's own default
+    cleanup_timeout: float | None = None
     #: how often a connection was opened
     opened: int = attrs.field(default=0, init=False)
     _conn: Connection | None = attrs.field(default=None, init=False)
@@ -47,6 +50,8 @@ class Line:
 
     async def _open(self) -> Connection:
         conn = await self.driver.connect(role=self.role, direct=self.direct)
+        if self.cleanup_timeout is not None:
+            conn.cleanup_timeout = self.cleanup_timeout
         try:
             if self.settings:
                 await conn.execute(_SET, [list(self.settings), list(self.settings.values())])

@@ -43,6 +43,9 @@ _REFUSED: Final = re.compile(
 )
 
 _POLICY: Final = RetryPolicy(initial_delay=0.1, max_delay=10)
+#: How long a service waits for the answer to one attempt (in seconds): more than a lock or a busy server should take,
+#: and an end to a connection that has gone silent.
+PATIENCE: Final = 30.0
 #: Pause between two warnings about the same trouble (in seconds).
 WARN_EVERY: Final = 60.0
 
@@ -66,7 +69,9 @@ def is_transient(error: BaseException) -> bool:
     return _REFUSED.search(str(error)) is None
 
 
-async def retrying(attempt: Callable[[], Awaitable[T]], *, what: str, max_time: float | None = None) -> T:
+async def retrying(
+    attempt: Callable[[], Awaitable[T]], *, what: str, max_time: float | None = None, patience: float | None = None
+) -> T:
     """Repeat ``attempt`` for as long as it ends in errors that pass.
 
     Conflicts between transactions are repeated at once, the rest with growing, jittered pauses of at most ten seconds.
@@ -75,6 +80,8 @@ async def retrying(attempt: Callable[[], Awaitable[T]], *, what: str, max_time: 
     :param attempt: called without arguments
     :param what: what is attempted, for the log: "storing outcomes"
     :param max_time: no further attempt after this time (in seconds), or ``None`` to go on for ever
+    :param patience: the longest that one attempt may take (in seconds); one that takes longer is interrupted and counts
+        as an error that passes: the connection may have gone silent. ``None`` waits for ever
     :return: what ``attempt`` returns
     :raises psycopg.Error: if it cannot succeed, or ``max_time`` is over
     """
@@ -84,7 +91,10 @@ async def retrying(attempt: Callable[[], Awaitable[T]], *, what: str, max_time: 
     while True:
         started_at = anyio.current_time()
         try:
-            result = await attempt()
+            with anyio.move_on_after(patience) as scope:
+                result = await attempt()
+            if scope.cancelled_caught:
+                raise psycopg.OperationalError(f"no answer within {patience:g} s")
         except (psycopg.Error, ConnectionError) as error:
             now = anyio.current_time()
             if not is_transient(error) or (max_time is not None and now - began_at >= max_time):

@@ -27,6 +27,7 @@ from psycopg import OperationalError
 
 from .._db import Connection, retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._hints import Hints, Lanes
 from .._holdings import Holdings
@@ -39,8 +40,10 @@ from .._store.worker import set_sleeping
 LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
 #: Without idling for this long a worker is no sleeper (in seconds).
 AWAKE_AFTER: Final = 1.0
-#: The longest a claim may take (in seconds), and the longest once the worker stops.
+#: The longest a claim may take (in seconds): half a heartbeat's interval, but within these bounds.
 CLAIM_TIMEOUT: Final = 30.0
+SHORTEST_CLAIM_TIMEOUT: Final = 1.0
+#: The longest once the worker stops (in seconds).
 HURRIED_CLAIM: Final = 0.5
 #: How far beyond its batch a claimer reaches when others claim the same rows.
 MAX_REACH: Final = 8
@@ -62,13 +65,15 @@ DISPATCH_SETTINGS: Final = {
 
 @attrs.define(eq=False)
 class ClaimShield:
-    """Bounds the claim that is under way when the worker stops."""
+    """Bounds each claim, and the one that is under way when the worker stops even more."""
 
+    #: the longest a claim may take (in seconds): what it took in vain is held by nobody meanwhile
+    timeout: float = CLAIM_TIMEOUT
     _scope: CancelScope | None = attrs.field(default=None, init=False)
 
     def open(self) -> CancelScope:
         """A shielded scope for one claim."""
-        self._scope = CancelScope(shield=True, deadline=anyio.current_time() + CLAIM_TIMEOUT)
+        self._scope = CancelScope(shield=True, deadline=anyio.current_time() + self.timeout)
         return self._scope
 
     def hurry(self) -> None:
@@ -104,6 +109,8 @@ class Claimer:
     #: how many of LOOK_AGAIN have passed
     looks: int = attrs.field(default=0, init=False)
     idled_at: float = attrs.field(default=0.0, init=False)
+    #: which of the line's connections made the last claim
+    connection_no: int = attrs.field(default=0, init=False)
 
 
 async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -127,24 +134,28 @@ async def claim_once(claimer: Claimer) -> bool:
     :raises psycopg.OperationalError: if the claim was not answered in time; its number is then remembered as lost
     """
     limit = min(claimer.holdings.room, claimer.batch_size)
-    number = claimer.holdings.open_claim()
+    number: int | None = None
     claim: Claim | None = None
     lanes: Lanes | None = None
     try:
         with claimer.shield.open():
-            opened = claimer.line.opened
             conn = await claimer.line.connection()
-            if claimer.line.opened != opened:
+            if claimer.line.opened != claimer.connection_no:
+                # A crash of the server may have undone what was not waited for: the mark too.
+                claimer.connection_no = claimer.line.opened
                 claimer.hints.forget()
+                claimer.sleeping = False
+            number = claimer.holdings.open_claim()
             lanes = claimer.hints.lanes(anyio.current_time())
             claim = await _claim(claimer, conn, lanes, number, limit)
             claimer.hints.learn(claim.jobs)
             claimer.start_jobs([job for job, _ in claim.jobs], number)
     finally:
-        if claim is None:
-            claimer.holdings.lose_claim(number)
-        else:
-            claimer.holdings.resolve_claim(number)
+        if number is not None:
+            if claim is None:
+                claimer.holdings.lose_claim(number)
+            else:
+                claimer.holdings.resolve_claim(number)
     if claim is None:
         claimer.line.close()
         raise OperationalError("the claim was not answered in time")
@@ -198,5 +209,5 @@ async def _mark(claimer: Claimer, *, sleeping: bool) -> None:
         conn = await claimer.line.connection()
         await set_sleeping(conn, claimer.store, worker_id=claimer.worker_id, sleeping=sleeping)
 
-    await retrying(mark, what="marking the worker as sleeping")
+    await retrying(mark, what="marking the worker as sleeping", patience=PATIENCE)
     claimer.sleeping = sleeping

@@ -19,6 +19,7 @@ from psycopg import DataError
 
 from .._db import Connection, retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._endings import Ending, Endings
 from .._lifecycle import ErrorText, Failed, Outcome, Succeeded
 from .._models import Held
@@ -71,7 +72,8 @@ async def run_completer(
     with shield.scope:
         try:
             while batch := await endings.take(BATCH):
-                await retrying(partial(store_batch, line, store, batch, leaving=leaving()), what="storing outcomes")
+                store_it = partial(store_batch, line, store, batch, leaving=leaving())
+                await retrying(store_it, what="storing outcomes", patience=PATIENCE)
                 endings.stored(batch)
                 on_stored(batch)
         finally:

@@ -10,6 +10,7 @@ import attrs
 
 from .._db import retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._store._sql import Store
 from .._store.worker import has_pending
@@ -34,7 +35,9 @@ class Drain:
 
 async def run_drain(drain: Drain) -> None:
     """Wait until nothing is left, then say so and end."""
-    while drain.unfinished() or await retrying(partial(_pending, drain), what="looking for jobs that are left"):
+    while drain.unfinished() or await retrying(
+        partial(_pending, drain), what="looking for jobs that are left", patience=PATIENCE
+    ):
         await drain.bell.wait(PAUSE)
     drain.on_drained()
 

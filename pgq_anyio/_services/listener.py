@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 import attrs
 from anyio.abc import TaskStatus
 from psycopg import OperationalError, sql
 
-from .._db import Connection, retrying
+from .._db import Connection, is_transient, retrying
 from .._db.line import Line
 from .._models import JobId
 
 logger = logging.getLogger("pgq_anyio.listener")
+
+#: How long connecting and LISTEN may take together (in seconds).
+LISTEN_TIMEOUT: Final = 15.0
+#: A connection that has lasted this long (in seconds) has worked.
+WORKING: Final = 1.0
 
 
 def worker_channel(worker_id: int) -> str:
@@ -48,20 +54,38 @@ async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_S
 
     async def listen() -> None:
         nonlocal started
-        conn = await ear.line.connection()
-        await subscribe(conn, ear.channels)
-        ear.on_listening()
-        if not started:
-            started = True
-            task_status.started()
         try:
-            while await hear_once(ear, conn):
-                pass
+            conn = await open_once(ear)
+            if not started:
+                started = True
+                task_status.started()
+            began_at = anyio.current_time()
+            try:
+                while await hear_once(ear, conn):
+                    pass
+            except OperationalError as error:
+                if anyio.current_time() - began_at < WORKING or not is_transient(error):
+                    raise
+                # It did work: no reason to wait before the next one, however often this has happened.
+                logger.info("listening on a new connection: %s", error)
         finally:
             ear.line.close()
 
     while True:
         await retrying(listen, what="listening for notifications")
+
+
+async def open_once(ear: Ear) -> Connection:
+    """Connect and listen.
+
+    :raises psycopg.OperationalError: if that takes too long
+    """
+    with anyio.move_on_after(LISTEN_TIMEOUT):
+        conn = await ear.line.connection()
+        await subscribe(conn, ear.channels)
+        ear.on_listening()
+        return conn
+    raise OperationalError(f"the server did not let us listen within {LISTEN_TIMEOUT:g} s")
 
 
 async def subscribe(conn: Connection, channels: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ import attrs
 
 from .._db import retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._holdings import Run
 from .._scheduled import ScheduledRun
@@ -74,7 +75,7 @@ async def report_once(watch: OverdueWatch) -> int:
             run.context.stack() or "(its stack is in another process)",
         )
         if isinstance(run, Run):
-            await retrying(partial(_mark, watch, run), what="marking a job as overdue")
+            await retrying(partial(_mark, watch, run), what="marking a job as overdue", patience=PATIENCE)
     return len(overdue)
 
 

@@ -16,6 +16,7 @@ import attrs
 
 from .._db import retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._store._sql import Store
 from .._store.deferred import promote_due
@@ -64,7 +65,7 @@ async def run_promoter(promoter: Promoter) -> None:
     """Promote until cancelled."""
     while True:
         await promoter.wait_due()
-        await retrying(partial(promote_once, promoter), what="promoting deferred jobs")
+        await retrying(partial(promote_once, promoter), what="promoting deferred jobs", patience=PATIENCE)
 
 
 async def promote_once(promoter: Promoter) -> int:

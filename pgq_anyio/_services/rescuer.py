@@ -25,6 +25,7 @@ import attrs
 
 from .._db import retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._store._sql import Store
 from .._store.worker import Peer, Pulse, rescue_jobs
@@ -37,7 +38,8 @@ DEFAULT_MAX_CRASHES: Final = 5
 CLOCK_TOLERANCE: Final = 1.0
 #: Past the end of a lease by this much it is over for certain (in seconds).
 SLACK: Final = 0.05
-#: After a rescue that found its worker's row locked or its beat changed, look again this much later (in seconds).
+#: After a rescue that found its worker's row locked or its beat changed, look again this much later (in seconds), once:
+#: then the next heartbeat tells which of the two it was.
 LOOK_AGAIN: Final = 0.5
 
 
@@ -48,6 +50,8 @@ class Sighting:
     beat: int
     made_at: float
     lease: float
+    #: whether a rescue has found that this worker lives, or that its row was locked
+    doubted: bool = False
 
     @property
     def due_at(self) -> float:
@@ -68,7 +72,8 @@ class Sightings:
         """Take in an answer.
 
         :param clock: the database's clock (in seconds)
-        :param now: when the answer was asked for (event loop's clock)
+        :param now: when the answer came (event loop's clock); however long it took, no beat is taken for older
+            than it is
         """
         steady = (
             self._last_look is not None and abs((clock - self._last_clock) - (now - self._last_look)) < CLOCK_TOLERANCE
@@ -79,7 +84,7 @@ class Sightings:
         self._seen = {worker_id: seen for worker_id, seen in self._seen.items() if worker_id in known}
         for peer in peers:
             seen = self._seen.get(peer.worker_id)
-            if seen is None or seen.beat != peer.beat or seen.lease != peer.lease:
+            if seen is None or seen.beat != peer.beat or seen.lease != peer.lease or math.isinf(seen.made_at):
                 made_at = min(now, max(earliest, now - max(0.0, peer.age)))
                 self._seen[peer.worker_id] = Sighting(peer.beat, made_at, peer.lease)
         self._last_look, self._last_clock = now, clock
@@ -101,7 +106,8 @@ class Sightings:
             self._left.pop(worker_id, None)
             seen = self._seen.get(worker_id)
             if seen is not None and seen.beat == beat:
-                seen.made_at = now - seen.lease + LOOK_AGAIN
+                seen.made_at = math.inf if seen.doubted else now - seen.lease + LOOK_AGAIN
+                seen.doubted = True
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -114,9 +120,9 @@ class Rescuer:
     _orphans: bool = attrs.field(default=False, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
 
-    def observe(self, pulse: Pulse, asked_at: float) -> None:
-        """Take in the answer to a heartbeat."""
-        self.sightings.observe(pulse.peers, clock=pulse.clock, now=asked_at)
+    def observe(self, pulse: Pulse) -> None:
+        """Take in the answer to a heartbeat that has just come."""
+        self.sightings.observe(pulse.peers, clock=pulse.clock, now=anyio.current_time())
         self._orphans = pulse.orphans
         self._bell.ring()
 
@@ -130,7 +136,7 @@ async def run_rescuer(rescuer: Rescuer) -> None:
     """Rescue until cancelled."""
     while True:
         await rescuer.wait_due()
-        await retrying(partial(rescue_once, rescuer), what="rescuing jobs of dead workers")
+        await retrying(partial(rescue_once, rescuer), what="rescuing jobs of dead workers", patience=PATIENCE)
 
 
 async def rescue_once(rescuer: Rescuer) -> int:

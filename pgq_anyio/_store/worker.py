@@ -37,6 +37,8 @@ class Pulse:
     peers: list[Peer]
     #: whether ``running`` has rows of workers that do not exist
     orphans: bool
+    #: whether it has rows of claims of ours whose answer was lost
+    strays: bool = False
 
 
 async def register_worker(
@@ -60,14 +62,20 @@ async def register_worker(
     )
 
 
-async def beat_worker(conn: Connection, store: Store, *, worker_id: int) -> Pulse | None:
-    """Show a sign of life. ``None`` means that we are no worker any more: the lease is lost."""
-    rows = await store.statement("beat_worker").fetch(conn, worker_id=worker_id)
+async def beat_worker(
+    conn: Connection, store: Store, *, worker_id: int, unresolved: Sequence[int] = ()
+) -> Pulse | None:
+    """Show a sign of life.
+
+    :param unresolved: the numbers of claims whose answer was lost
+    :return: ``None`` if we are no worker any more: the lease is lost
+    """
+    rows = await store.statement("beat_worker").fetch(conn, worker_id=worker_id, unresolved=list(unresolved))
     if not rows:
         return None
-    clock, job_ids, claim_nos, next_due, ids, beats, leases, ages, have_left, orphans, _ = rows[0]
+    clock, job_ids, claim_nos, next_due, ids, beats, leases, ages, have_left, orphans, strays, _ = rows[0]
     peers = [Peer(*row) for row in zip(ids, beats, leases, ages, have_left, strict=True)] if ids else []
-    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans)
+    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans, strays)
 
 
 async def set_sleeping(conn: Connection, store: Store, *, worker_id: int, sleeping: bool) -> None:

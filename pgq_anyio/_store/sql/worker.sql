@@ -34,6 +34,10 @@ select
         select from {schema}.schedule s
         where s.worker_id is not null and not exists (select from {schema}.worker w where w.worker_id = s.worker_id)
     ),
+    exists (
+        select from {schema}.running r
+        where r.worker_id = %(worker_id)s::bigint and r.claim_no = any (%(unresolved)s::bigint[])
+    ),
     -- An echo for the listener of this worker: how it notices that its connection is dead.
     pg_notify('pgq_anyio.w' || beaten.worker_id, 'echo')
 from beaten cross join (
