@@ -187,8 +187,8 @@ class Term:
             store=store,
             worker_id=self.worker_id,
             stop=worker.stop,
-            cancelled_at=lambda: self.stop_scope.deadline,
-            grace=settings.cancel_grace,
+            shutdown_grace=settings.shutdown_grace,
+            cancel_grace=settings.cancel_grace,
             running=self._running,
             endings=worker.endings,
         )

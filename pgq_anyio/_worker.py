@@ -8,7 +8,7 @@
     ├─ completer        stores outcomes; ends when its queue is closed and flushed
     └─ lifespan         the user's resources
        └─ term          one registration (worker_id); a new one after a lost lease
-          ├─ heartbeat, listener, overdue watch      until the last job has ended: cancels arrive while draining
+          ├─ heartbeat, listener, overdue watch, last resort      until the last job has ended
           └─ lease scope                deadline moved by each heartbeat
              ├─ process pool            if an entrypoint uses it
              └─ stop scope              deadline set once, when the stop begins
@@ -105,22 +105,26 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
 
 
 async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
-    settings, stop = term.worker.settings, term.worker.stop
+    stop = term.worker.stop
     async with anyio.create_task_group() as upkeep:
         upkeep.start_soon(run_overdue_watch, term.overdue, name="overdue watch")
+        if term.worker.settings.exit_process:
+            upkeep.start_soon(run_last_resort, term.last_resort, name="last resort")
         with term.lease_scope:
-            await upkeep.start(run_heartbeat, term.heart, name="heartbeat")
-            await upkeep.start(run_listener, term.ear, name="listener")
-            async with _open_process_pool(term) as pool:
-                term.open_tools(pool)
-                with term.stop_scope:
-                    stop.bind(term.stop_scope)
-                    async with anyio.create_task_group() as jobs:
-                        await _run_intake(term, jobs, task_status)
-                        term.begin_stop(anyio.current_time() + settings.shutdown_grace)
-                        if settings.exit_process:
-                            upkeep.start_soon(run_last_resort, term.last_resort, name="last resort")
+            if await _until_stopped(stop, partial(_start_upkeep, term, upkeep)):
+                async with _open_process_pool(term) as pool:
+                    term.open_tools(pool)
+                    with term.stop_scope:
+                        stop.bind(term.stop_scope)
+                        async with anyio.create_task_group() as jobs:
+                            await _run_intake(term, jobs, task_status)
         upkeep.cancel_scope.cancel()
+
+
+async def _start_upkeep(term: Term, upkeep: TaskGroup) -> None:
+    """What has to work before anything is claimed, and goes on until the last job has ended."""
+    await upkeep.start(run_heartbeat, term.heart, name="heartbeat")
+    await upkeep.start(run_listener, term.ear, name="listener")
 
 
 async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]) -> None:
@@ -139,6 +143,7 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
                 term.worker.reported = True
                 task_status.started()
             await term.worker.stop.wait_requested()
+            term.begin_stop(anyio.current_time() + term.worker.settings.shutdown_grace)
         except anyio.get_cancelled_exc_class():
             term.interrupted()
             raise

@@ -35,9 +35,10 @@ class LastResort:
     store: Store
     worker_id: int
     stop: Stop
-    #: when the jobs are cancelled (event loop's clock)
-    cancelled_at: Callable[[], float]
-    grace: float
+    #: how long running jobs may go on after a request to stop (in seconds)
+    shutdown_grace: float
+    #: how long a handler may take to end after it was cancelled (in seconds)
+    cancel_grace: float
     running: Callable[[], list[Run | ScheduledRun]]
     endings: Endings
     #: ends the process
@@ -45,9 +46,14 @@ class LastResort:
 
 
 async def run_last_resort(resort: LastResort) -> None:
-    """Wait for the end of all patience, then end the process with exit code 1."""
-    await resort.stop.wait_hurried(max(0.0, resort.cancelled_at() - anyio.current_time()))
-    await resort.stop.wait_given_up(resort.grace)
+    """Wait for the end of all patience, then end the process with exit code 1.
+
+    Started with the term and not when the stop begins: signals may come so fast one after the other that nothing that
+    would have to be started in between is.
+    """
+    await resort.stop.wait_requested()
+    await resort.stop.wait_hurried(resort.shutdown_grace)
+    await resort.stop.wait_given_up(resort.cancel_grace)
     for run in resort.running():
         logger.error(
             "%s still runs and is left behind; another worker will run it again. It was here:\n%s",
