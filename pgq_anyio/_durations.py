@@ -12,7 +12,6 @@ from typing import Final
 
 from ._errors import ConfigurationError
 
-
 #: No duration is longer (in seconds): a hundred years. PostgreSQL's intervals and clocks end somewhere.
 LONGEST: Final = 100 * 365.25 * 86400.0
 

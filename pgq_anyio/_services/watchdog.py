@@ -1,7 +1,8 @@
 """Names what blocks the event loop: a warning with the stack, from a thread that the loop cannot stop.
 
 A blocked loop sends no heartbeats and delivers no cancellation; if it lasts longer than the lease, the fence alone
-protects the jobs. The loop stamps the time a few times per limit, the thread compares: nothing of this is on the path of a job.
+protects the jobs. The loop stamps the time a few times per limit, the thread compares: nothing of this is on the path
+of a job.
 """
 
 from __future__ import annotations
