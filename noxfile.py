@@ -44,6 +44,7 @@ nox.options.error_on_missing_interpreters = True
 nox.options.sessions = [
     "lint",
     "typing",
+    "docs",
     "package",
     *(f"postgres-{major}" for major in POSTGRES),
     *(f"tests-{version}" for version in OTHERS),
@@ -123,6 +124,13 @@ def typing(session: nox.Session) -> None:
     prepare(session, "typing", extras="")
     session.run("python", "-m", "mypy")
     session.run("python", "-m", "pyright", "--verifytypes", "pgq_anyio", "--ignoreexternal")
+
+
+@nox.session(python=PYTHONS[OLDEST])
+def docs(session: nox.Session) -> None:
+    """Build the documentation into ``site``. A broken link, or a name that is not documented, is an error."""
+    prepare(session, "docs", extras="")
+    session.run("python", "-m", "mkdocs", "build", "--strict", *session.posargs)
 
 
 @nox.session

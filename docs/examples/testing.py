@@ -1,0 +1,62 @@
+"""Tests of an application: a handler alone, and the whole way through the queue. Run it with pytest."""
+
+import os
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from pgq_anyio import Job, JobTimeout, PgQueuer, PsycopgDriver, Queries
+from pgq_anyio.testing import drain, run_job, running_worker
+
+DSN = os.environ["PGQ_ANYIO_DSN"]
+app = PgQueuer(DSN)
+orders: list[str] = []
+
+pytestmark = pytest.mark.anyio
+
+
+@app.entrypoint("order", timeout=0.2)
+async def order(job: Job) -> None:
+    if job.payload is None:
+        await anyio.sleep_forever()
+    orders.append((job.payload or b"").decode())
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The event loops that the tests run on."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def queries(anyio_backend: str) -> AsyncIterator[Queries]:
+    """A producer."""
+    orders.clear()
+    async with PsycopgDriver(DSN) as driver:
+        yield Queries(driver)
+
+
+async def test_the_handler_alone() -> None:
+    """Needs no database. What the handler raises is raised here."""
+    await run_job(app, "order", b"tea")
+    assert orders[-1] == "tea"
+    with pytest.raises(JobTimeout):
+        await run_job(app, "order")
+
+
+async def test_all_that_was_enqueued(queries: Queries) -> None:
+    """Run a worker until nothing is left for the names of the app, retries and deferred jobs included."""
+    await queries.enqueue(["order"] * 2, [b"tea", b"milk"])
+    await drain(app)
+    assert sorted(orders) == ["milk", "tea"]
+
+
+async def test_while_a_worker_runs(queries: Queries) -> None:
+    """Run a worker beside the test."""
+    async with running_worker(app):
+        await queries.enqueue("order", b"tea")
+        with anyio.fail_after(5):
+            while not orders:
+                await anyio.sleep(0.01)
+    assert orders == ["tea"]
