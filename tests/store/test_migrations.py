@@ -1,0 +1,228 @@
+"""Making, judging and removing the tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgq_anyio import SchemaError
+from pgq_anyio._db import Connection
+from pgq_anyio._errors import ConfigurationError
+from pgq_anyio._store._sql import Store
+from pgq_anyio._store.migrations import (
+    check_schema,
+    check_schema_sync,
+    migrate,
+    migrate_sync,
+    migration_sql,
+    migrations,
+    uninstall,
+    uninstall_sync,
+)
+
+NAMES = ["000_migration", "001_tables", "002_enqueue", "003_days"]
+HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;--"
+
+
+@pytest.fixture
+def sync_conn(server_dsn: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        yield connection
+
+
+def exists(connection: psycopg.Connection, schema: str) -> bool:
+    return bool(connection.execute("select from pg_namespace where nspname = %s", [schema]).fetchall())
+
+
+def catalog(connection: psycopg.Connection, schema: str) -> list[tuple[object, ...]]:
+    """Every relation, constraint, function and column default of a schema."""
+    return connection.execute(
+        """
+        select c.relname, c.relkind::text, array_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
+            || coalesce(' ' || replace(pg_get_expr(d.adbin, d.adrelid), n.nspname, ''), '') order by a.attnum)
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+        left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
+        where n.nspname = %s group by 1, 2
+        union all select proname, 'function', null from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = %s
+        order by 1, 2
+        """,
+        [schema, schema],
+    ).fetchall()
+
+
+@pytest.mark.promise(45)
+def test_migrate_and_uninstall_twice(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """Both say what they did, and the second call finds nothing to do."""
+    assert NAMES == list(migrations())
+    assert NAMES == migrate_sync(sync_conn, empty_schema)
+    assert [] == migrate_sync(sync_conn, empty_schema)
+    check_schema_sync(sync_conn, Store(empty_schema))
+    assert uninstall_sync(sync_conn, empty_schema)
+    assert not exists(sync_conn, empty_schema)
+    assert not uninstall_sync(sync_conn, empty_schema)
+
+
+@pytest.mark.anyio
+@pytest.mark.promise(45)
+async def test_the_asynchronous_form_does_the_same(conn: Connection, empty_schema: str) -> None:
+    """The schema comes and goes on our own connection too."""
+    assert NAMES == await migrate(conn, empty_schema)
+    assert [] == await migrate(conn, empty_schema)
+    await check_schema(conn, Store(empty_schema))
+    assert await uninstall(conn, empty_schema)
+    assert not await uninstall(conn, empty_schema)
+    with pytest.raises(SchemaError, match="run `pgq-anyio migrate --schema"):
+        await check_schema(conn, Store(empty_schema))
+
+
+@pytest.mark.promise(45)
+def test_five_processes_migrate_at_once(server_dsn: str, empty_schema: str) -> None:
+    """Each migration is applied by exactly one of them, and all of them end well."""
+    program = (
+        "import sys, psycopg; from pgq_anyio._store.migrations import migrate_sync\n"
+        "with psycopg.connect(sys.argv[1]) as connection:\n"
+        "    sys.stdin.readline()\n"
+        "    print(*migrate_sync(connection, sys.argv[2]))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, server_dsn, empty_schema],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(5)
+    ]
+    with ThreadPoolExecutor(5) as threads:
+        answers = list(threads.map(lambda process: process.communicate("go\n", timeout=30)[0], processes))
+    assert [0] * 5 == [process.returncode for process in processes]
+    assert NAMES == sorted(name for answer in answers for name in answer.split())
+
+
+@pytest.mark.promise(45)
+def test_an_interrupted_migration_is_taken_up(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """A schema that has only the first migrations gets the others."""
+    migrate_sync(sync_conn, empty_schema)
+    prefix = sql.Identifier(empty_schema)
+    sync_conn.execute(
+        sql.SQL("delete from {}.migration where name = '002_enqueue'; drop function {}.enqueue").format(prefix, prefix)
+    )
+    with pytest.raises(SchemaError, match=r"older than this code.*002_enqueue.*run `pgq-anyio migrate --schema"):
+        check_schema_sync(sync_conn, Store(empty_schema))
+    assert ["002_enqueue"] == migrate_sync(sync_conn, empty_schema)
+    check_schema_sync(sync_conn, Store(empty_schema))
+
+
+@pytest.mark.promise(39)
+def test_a_newer_schema_is_not_touched(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """Code that does not know a migration neither runs on the schema nor changes it."""
+    migrate_sync(sync_conn, empty_schema)
+    sync_conn.execute(
+        sql.SQL("insert into {}.migration (name) values ('900_future')").format(sql.Identifier(empty_schema))
+    )
+    for call in (
+        lambda: check_schema_sync(sync_conn, Store(empty_schema)),
+        lambda: migrate_sync(sync_conn, empty_schema),
+    ):
+        with pytest.raises(SchemaError, match=r"newer than this code.*900_future"):
+            call()
+
+
+@pytest.mark.promise(39)
+def test_the_message_for_a_missing_schema_can_be_pasted(sync_conn: psycopg.Connection) -> None:
+    """The default schema needs no option, any other one is quoted for the shell."""
+    with pytest.raises(SchemaError, match=r"run `pgq-anyio migrate`"):
+        check_schema_sync(sync_conn, Store("pgq_anyio"))
+    with pytest.raises(SchemaError, match=r"run `pgq-anyio migrate --schema 'two words'`"):
+        check_schema_sync(sync_conn, Store("two words"))
+
+
+@pytest.mark.promise(45)
+def test_uninstall_spares_what_is_not_ours(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """A schema that holds something else, or that something depends on, stays with all that is in it."""
+    migrate_sync(sync_conn, empty_schema)
+    prefix = sql.Identifier(empty_schema)
+    before = catalog(sync_conn, empty_schema)
+    sync_conn.execute(sql.SQL("create type {}.mine as enum ('a')").format(prefix))
+    with pytest.raises(SchemaError, match=r"not pgq_anyio's.*type .*mine"):
+        uninstall_sync(sync_conn, empty_schema)
+    assert before == catalog(sync_conn, empty_schema)
+    view = sql.Identifier(f"view_{empty_schema}")
+    sync_conn.execute(sql.SQL("drop type {}.mine").format(prefix))
+    sync_conn.execute(sql.SQL("create view public.{} as select job_id from {}.finished").format(view, prefix))
+    with pytest.raises(SchemaError, match=f"view .*view_{empty_schema}"):
+        uninstall_sync(sync_conn, empty_schema)
+    assert before == catalog(sync_conn, empty_schema)
+    sync_conn.execute(sql.SQL("drop view public.{}").format(view))
+    assert uninstall_sync(sync_conn, empty_schema)
+
+
+def test_uninstall_spares_a_schema_that_never_was_ours(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """An empty schema of the same name is not ours to drop."""
+    sync_conn.execute(sql.SQL("create schema {}").format(sql.Identifier(empty_schema)))
+    assert not uninstall_sync(sync_conn, empty_schema)
+    assert exists(sync_conn, empty_schema)
+
+
+def test_a_prepared_schema_is_used(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """Where an administrator made the schema, the tables are made in it."""
+    sync_conn.execute(sql.SQL("create schema {}").format(sql.Identifier(empty_schema)))
+    assert NAMES == migrate_sync(sync_conn, empty_schema)
+
+
+def test_the_script_makes_the_same(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """What ``--sql`` prints makes the tables that ``migrate`` makes."""
+    migrate_sync(sync_conn, empty_schema)
+    expected = catalog(sync_conn, empty_schema)
+    uninstall_sync(sync_conn, empty_schema)
+    script = [line for line in migration_sql(empty_schema).splitlines() if not line.startswith("\\")]
+    sync_conn.execute("\n".join(script).encode())
+    check_schema_sync(sync_conn, Store(empty_schema))
+    assert expected == catalog(sync_conn, empty_schema)
+
+
+def test_a_hostile_schema_name_is_a_name(sync_conn: psycopg.Connection) -> None:
+    """Quotes, braces, percent signs and placeholders in the name are part of the name."""
+    try:
+        assert NAMES == migrate_sync(sync_conn, HOSTILE)
+        prefix = sql.Identifier(HOSTILE)
+        sync_conn.execute(sql.SQL("select {}.enqueue('fetch')").format(prefix))
+        with psycopg.ClientCursor(sync_conn) as cursor:
+            assert (1,) == cursor.execute(sql.SQL("select count(*) from {}.queued").format(prefix)).fetchone()
+    finally:
+        assert uninstall_sync(sync_conn, HOSTILE)
+
+
+@pytest.mark.parametrize("name", ["", "a\x00b", "x" * 54, "x$function$y"])
+def test_impossible_schema_names_are_refused(name: str) -> None:
+    """What PostgreSQL would cut, or what could end the quotes around a function, is no name."""
+    with pytest.raises(ConfigurationError):
+        Store(name)
+
+
+def test_a_foreign_search_path_changes_nothing(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+    """Functions and types that a user's search path puts in front are not used, and time limits are lifted."""
+    sync_conn.execute("set search_path to pg_temp, public; set statement_timeout = '1ms'")
+    sync_conn.execute("set default_transaction_isolation = 'serializable'")
+    assert NAMES == migrate_sync(sync_conn, empty_schema)
+
+
+@pytest.mark.anyio
+async def test_no_migration_in_an_open_transaction(conn: Connection, server_dsn: str, empty_schema: str) -> None:
+    """The lock would be kept until a commit that may never come."""
+    async with conn.transaction():
+        await conn.execute("select 1")
+        with pytest.raises(RuntimeError, match="open transaction"):
+            await migrate(conn, empty_schema)
+    with psycopg.connect(server_dsn) as connection:
+        connection.execute("select 1")
+        with pytest.raises(RuntimeError, match="open transaction"):
+            uninstall_sync(connection, empty_schema)

@@ -1,0 +1,108 @@
+"""Plans: what a dispatch connection may read, whatever the statistics say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pgq_anyio._db import Connection
+from pgq_anyio._hints import Hints
+from pgq_anyio._store._sql import Store
+from pgq_anyio._store.queued import claim_sweep
+from tests.store.conftest import Connect
+from tests.store.scenes import WORKER, add_worker, claim, rows, value
+
+pytestmark = pytest.mark.anyio
+
+FENCE: dict[str, Any] = {"worker_id": WORKER, "claim_no": 99, "limit": 50, "reach": 50}
+
+
+async def plan_of(conn: Connection, store: Store, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a named block as it was executed, with what it read."""
+    query = "explain (analyze, buffers, format json) " + store.sql(name)
+    async with conn.transaction(force_rollback=True):
+        cursor = await conn.execute(query.encode(), parameters)
+        found = (await cursor.fetchall())[0][0]
+    document = json.loads(found) if isinstance(found, str) else found
+    plan: dict[str, Any] = document[0]["Plan"]
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """A plan and all plans below it."""
+    return [plan, *(node for below in plan.get("Plans", []) for node in nodes(below))]
+
+
+async def fill(conn: Connection, store: Store, number: int) -> None:
+    """Fill the queue after ANALYZE has seen it empty, which is when plans go wrong."""
+    for table in ("queued", "running", "worker"):
+        await rows(conn, store, "analyze {schema}." + table)
+    await rows(
+        conn,
+        store,
+        "insert into {schema}.queued (entrypoint, priority) select 'fetch', n %% 3 from generate_series(1, %s) n",
+        number,
+    )
+    await add_worker(conn, store)
+
+
+@pytest.mark.promise(47)
+@pytest.mark.parametrize("name", ["claim_sweep", "claim_hinted"])
+async def test_a_claim_walks_the_index_of_lanes(conn: Connection, connect: Connect, store: Store, name: str) -> None:
+    """Rows are found by the index of lanes and then by their ctid; what is read does not grow with the queue."""
+    claimer = await connect()
+    await fill(conn, store, 30_000)
+    parameters: dict[str, Any] = {**FENCE, "entrypoints": ["fetch"]}
+    if name == "claim_hinted":
+        hints = Hints(("fetch",))
+        hints.learn((await claim_sweep(claimer, store, ["fetch"], **{**FENCE, "claim_no": 1})).jobs)
+        hints.swept(0.0, 10.0)
+        lanes = hints.lanes(0.0)
+        assert lanes is not None
+        parameters |= {
+            "entrypoints": lanes.entrypoints,
+            "priorities": lanes.priorities,
+            "seqs": lanes.seqs,
+            "gap_entrypoints": lanes.gap_entrypoints,
+            "gap_aboves": lanes.gap_aboves,
+            "gap_belows": lanes.gap_belows,
+        }
+    plan = await plan_of(claimer, store, name, parameters)
+    on_queue = [node for node in nodes(plan) if node.get("Relation Name") == "queued"]
+    scans = {(node["Node Type"], node.get("Index Name")) for node in on_queue if node["Node Type"] != "ModifyTable"}
+    assert scans <= {("Index Scan", "queued_lane"), ("Tid Scan", None)}
+    assert ("Index Scan", "queued_lane") in scans
+    read = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    assert read < 1500, f"{read} blocks for 50 of 30,000 jobs"
+
+
+@pytest.mark.promise(47)
+async def test_a_claim_by_its_plan_takes_jobs(conn: Connection, connect: Connect, store: Store) -> None:
+    """The connection of the plans above claims what is there, so the plans are those of statements that work."""
+    claimer = await connect()
+    await fill(conn, store, 100)
+    assert 100 == len(await claim(claimer, store))
+    assert 0 == await value(conn, store, "select count(*) from {schema}.queued")
+
+
+@pytest.mark.promise(24)
+async def test_a_cancel_of_few_among_many_uses_the_index(conn: Connection, store: Store) -> None:
+    """On an ordinary connection too, with statistics of an empty table."""
+    await fill(conn, store, 30_000)
+    job_ids = list(range(1000, 1050))
+    plan = await plan_of(conn, store, "cancel_jobs", {"job_ids": job_ids, "reason": None})
+    on_queue = [node for node in nodes(plan) if node.get("Relation Name") == "queued"]
+    assert {"queued_job"} == {node["Index Name"] for node in on_queue if "Index Name" in node}
+    assert not [node for node in on_queue if node["Node Type"] == "Seq Scan"]
+
+
+@pytest.mark.promise(47)
+async def test_listing_the_newest_does_not_read_the_queue(conn: Connection, store: Store) -> None:
+    """A page of jobs costs what is on it."""
+    await fill(conn, store, 30_000)
+    parameters = {"first": -(2**63), "last": 2**63 - 1, "status": None, "entrypoint": None, "limit": 20}
+    plan = await plan_of(conn, store, "list_jobs", parameters)
+    read = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    assert read < 200, f"{read} blocks for 20 of 30,000 jobs"
