@@ -335,10 +335,12 @@ async def test_a_handler_that_ignores_its_cancellation_is_reported(
         await tasks.start(partial(app.run, shutdown_grace=0.0, cancel_grace=0.1))
         await runs.wait(1)
         app.stop()
-        await wait_until(reported)
-        assert "await overdue.wait()" in caplog.text
-        assert [] == await table.execute("select name from {s}.schedule where worker_id is null")
-        overdue.set()
+        try:
+            await wait_until(reported)
+            assert "await overdue.wait()" in caplog.text
+            assert [] == await table.execute("select name from {s}.schedule where worker_id is null")
+        finally:
+            overdue.set()
     # It was not interrupted, so it did its work.
     assert [("successful",)] == await table.execute("select last_status from {s}.schedule")
 
@@ -361,10 +363,11 @@ async def test_a_locked_table_of_schedules_is_no_reason_not_to_run_jobs(app: PgQ
     try:
         await locker.execute("begin")
         await locker.execute(sql.SQL("lock table {}.schedule in exclusive mode").format(sql.Identifier(table.schema)))
-        async with running_worker(app):
-            assert ["job"] == await runs.wait(1)
-            await locker.execute("commit")
-            assert ["job", "report"] == await runs.wait(2)
+        with anyio.fail_after(SOON):
+            async with running_worker(app):
+                assert ["job"] == await runs.wait(1)
+                await locker.execute("commit")
+                assert ["job", "report"] == await runs.wait(2)
     finally:
         locker.abort()
 

@@ -138,7 +138,11 @@ async def test_a_stop_does_not_wait_for_a_claim_that_is_not_answered(
 
 
 async def test_a_claim_that_commits_late_is_given_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement on a connection that was given up is carried out after the rows were read again."""
+    """A statement on a connection that was given up is carried out after the rows were read again.
+
+    No notification is needed to run it then.
+    """
+    monkeypatch.setattr(scheduler.Scheduler, "look", lambda _: None)
     fire, read = scheduler.fire_schedules, scheduler.read_schedules
     late: list[Callable[[], Awaitable[Any]]] = []
     given_up = False
@@ -162,6 +166,23 @@ async def test_a_claim_that_commits_late_is_given_back(scene: Scene, monkeypatch
     async with running_worker(scene.app):
         await scene.wait("last_status = 'successful' and worker_id is null")
     assert given_up
+    assert [NEW_YEAR] == scene.runs
+
+
+@TIMES
+async def test_a_change_that_could_not_be_read_is_read_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The notification is heard once; its read fails."""
+    await scene.execute("update {s}.schedule set last_due_at = clock_timestamp()")
+    failures: list[str] = []
+    monkeypatch.setattr(scheduler, "read_schedules", partial(lose, scheduler.read_schedules, failures))
+    async with running_worker(scene.app):
+        failures.append(when)
+        await scene.execute("update {s}.schedule set given_back_due_at = %s", NEW_YEAR)
+        await scene.execute("select pg_notify('pgq_anyio.' || %s, 'schedule')", scene.app.schema)
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert [] == failures
     assert [NEW_YEAR] == scene.runs
 
 
