@@ -15,7 +15,7 @@ from typing import Final
 
 from .._models import JobId
 from ._sql import Store
-from ._steps import AnyConnection, CopyIn, Fetch, InTransaction, Steps, is_in_pipeline
+from ._steps import AnyConnection, CopyIn, Execute, Fetch, InTransaction, Steps, is_in_pipeline, is_in_transaction
 from .queued import NewJobs
 
 #: The number of jobs from which COPY is faster than arrays.
@@ -37,13 +37,23 @@ def enqueue(store: Store, conn: AnyConnection, jobs: NewJobs, *, always_notify: 
     if number == 0:
         return []
     if number >= COPY_FROM and not is_in_pipeline(conn) and not any(jobs.run_ats) and jobs.delays.count(None) == number:
+        yield from _begin(conn)
         ids: list[JobId] = yield InTransaction(_copy(store, jobs, always_notify))
         return ids
     parts = list(_parts(jobs))
     if len(parts) == 1:
         return (yield from _insert(store, parts, always_notify))
+    yield from _begin(conn)
     ids = yield InTransaction(_insert(store, parts, always_notify))
     return ids
+
+
+def _begin(conn: AnyConnection) -> Steps[None]:
+    """Open the transaction that a connection without autocommit opens with its first statement: a block that finds none
+    open would commit at its end, and with it what the caller may still roll back.
+    """
+    if is_in_transaction(conn):
+        yield Execute("select 1")
 
 
 def _insert(store: Store, parts: list[NewJobs], always_notify: bool) -> Steps[list[JobId]]:

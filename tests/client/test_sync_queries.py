@@ -1,0 +1,127 @@
+"""``SyncQueries``: no event loop, threads, forks, lost connections."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from pgq_anyio import ConfigurationError, JobStatus
+from pgq_anyio._client import SyncQueries
+from tests.client.conftest import Look
+
+
+@pytest.mark.promise(7)
+def test_every_method_without_an_event_loop(sync_queries: SyncQueries) -> None:
+    """Enqueue, cancel and look."""
+    job_ids = sync_queries.enqueue("fetch", [b"1", None, b""], [1, 2, 3], [None, timedelta(0), timedelta(hours=1)])
+    assert [JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.DEFERRED] == list(sync_queries.job_status(job_ids).values())
+    assert {"fetch": 2} == sync_queries.queue_size()
+    assert [] == sync_queries.workers()
+    assert job_ids[1:] == sync_queries.mark_job_as_cancelled(job_ids[1:], "why")
+    assert job_ids[:0:-1] == [record.id for record in sync_queries.list_jobs(status="cancelled")]
+    record = sync_queries.get_job(job_ids[0])
+    assert record is not None
+    assert (b"1", 1) == (record.payload, record.priority)
+    assert sync_queries.get_job(job_ids[0].__class__(2**70)) is None
+    assert [] == sync_queries.enqueue([])
+
+
+@pytest.mark.promise(7)
+def test_enqueue_imports_no_event_loop(dsn: str, schema: str) -> None:
+    """A program that only enqueues runs no event loop, in a process of its own."""
+    program = (
+        "import sys, pgq_anyio\nfrom pgq_anyio._client import SyncQueries\n"
+        "with SyncQueries(sys.argv[1], schema=sys.argv[2]) as queries: print(*queries.enqueue('fetch', [b'x'] * 3))\n"
+        "import asyncio.events\nassert asyncio.events._get_running_loop() is None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, dsn, schema],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert ("1 2 3\n", "") == (done.stdout, done.stderr)
+
+
+def test_threads_do_not_slip_into_each_others_transactions(sync_queries: SyncQueries, look: Look) -> None:
+    """While large batches of one thread fail and are rolled back, single jobs of others stay, on one connection."""
+    look("alter table {schema}.queued add check (payload <> 'bad'::bytea)")
+
+    def fail() -> int:
+        with pytest.raises(psycopg.errors.CheckViolation):
+            sync_queries.enqueue("fetch", [*[b"big"] * 1500, b"bad"])
+        return 0
+
+    def succeed() -> int:
+        return len(sync_queries.enqueue("fetch", b"small"))
+
+    with ThreadPoolExecutor(8) as threads:
+        calls = [threads.submit(call) for _ in range(20) for call in (fail, succeed, succeed)]
+        assert 40 == sum(call.result() for call in calls)
+    assert [(b"small", 40)] == look("select payload, count(*) from {schema}.queued group by 1")
+
+
+def test_a_lost_connection_is_replaced(sync_queries: SyncQueries, look: Look) -> None:
+    """The server closed an idle connection, as at a restart: the next call opens another, and nobody notices."""
+    sync_queries.enqueue("fetch")
+    assert sync_queries._own is not None
+    pid = sync_queries._own.info.backend_pid
+    assert [(True,)] == look("select pg_terminate_backend(%s, 5000)", pid)
+    assert 1 == len(sync_queries.enqueue("fetch"))
+    assert {"fetch": 2} == sync_queries.queue_size()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_a_connection_of_its_own(sync_queries: SyncQueries) -> None:
+    """As under a server that forks its workers: the child enqueues and ends, the parent's session goes on."""
+    sync_queries.enqueue("parent")
+    assert sync_queries._own is not None
+    session = sync_queries._own.info.backend_pid
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            sync_queries.enqueue("child")
+            sync_queries.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sync_queries.enqueue("parent")
+    assert session == sync_queries._own.info.backend_pid
+    assert {"parent": 2, "child": 1} == sync_queries.queue_size()
+
+
+def test_closing_closes_only_what_was_opened_here(dsn: str, schema: str) -> None:
+    """The caller's connection stays open; an own one is closed, and opened again when it is needed."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        with SyncQueries(connection, schema=schema) as queries:
+            queries.enqueue("fetch")
+        assert not connection.closed
+    queries = SyncQueries(dsn, schema=schema)
+    queries.close()
+    queries.enqueue("fetch")
+    own = queries._own
+    queries.close()
+    queries.close()
+    assert own is not None
+    assert own.closed
+    with queries:
+        assert {"fetch": 2} == queries.queue_size()
+
+
+def test_nothing_is_opened_before_it_is_needed(schema: str) -> None:
+    """Bad arguments are refused without a server; one that is not there is named by the first call that needs it."""
+    queries = SyncQueries("host=/nonexistent password=hunter2", schema=schema)
+    with pytest.raises(ConfigurationError):
+        queries.enqueue("fetch", "text")  # type: ignore[arg-type]
+    with pytest.raises(psycopg.OperationalError, match="nonexistent") as error:
+        queries.enqueue("fetch")
+    assert "hunter2" not in f"{queries!r} {error.value}"
