@@ -14,6 +14,7 @@ from psycopg import OperationalError, sql
 from pgq_anyio import PgQueuer, Schedule
 from pgq_anyio._db import Connection
 from pgq_anyio._services import completer, scheduler
+from pgq_anyio._store import schedule as statements
 from pgq_anyio.testing import running_worker
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +83,7 @@ async def test_a_lost_answer_makes_no_run_too_many_and_none_too_few(
 ) -> None:
     """Whatever statement of the scheduler it is, and on which way it was lost."""
     failures = [when]
-    monkeypatch.setattr(scheduler, statement, partial(lose, getattr(scheduler, statement), failures))
+    monkeypatch.setattr(scheduler, statement, partial(lose, getattr(statements, statement), failures))
     async with running_worker(scene.app):
         await scene.wait("last_status = 'successful' and worker_id is null")
     assert [] == failures
@@ -95,7 +96,7 @@ async def test_the_end_of_a_run_is_stored_whatever_is_lost(
 ) -> None:
     """Sent again until it is answered; the second time it changes nothing if the first has."""
     failures = [when, when]
-    monkeypatch.setattr(completer, "release_schedules", partial(lose, completer.release_schedules, failures))
+    monkeypatch.setattr(completer, "release_schedules", partial(lose, statements.release_schedules, failures))
     async with running_worker(scene.app):
         await scene.wait("last_status = 'successful' and worker_id is null")
     assert [] == failures
@@ -109,8 +110,8 @@ async def test_what_cannot_be_given_back_at_once_is_given_back_later(
 ) -> None:
     """The answer to the claim is lost, and then the request or the answer that was to mend it."""
     failures, more_failures = ["after"], [when]
-    monkeypatch.setattr(scheduler, "fire_schedules", partial(lose, scheduler.fire_schedules, failures))
-    monkeypatch.setattr(scheduler, "release_schedules", partial(lose, scheduler.release_schedules, more_failures))
+    monkeypatch.setattr(scheduler, "fire_schedules", partial(lose, statements.fire_schedules, failures))
+    monkeypatch.setattr(scheduler, "release_schedules", partial(lose, statements.release_schedules, more_failures))
     async with running_worker(scene.app):
         await scene.wait("last_status = 'successful' and worker_id is null")
     assert ([], []) == (failures, more_failures)
@@ -122,7 +123,7 @@ async def test_a_stop_does_not_wait_for_a_claim_that_is_not_answered(
 ) -> None:
     """It is carried out and its answer does not come: the worker leaves soon and gives back what it never started."""
     taken = anyio.Event()
-    fire = scheduler.fire_schedules
+    fire = statements.fire_schedules
 
     async def hang(*args: Any, **kwargs: Any) -> None:
         await fire(*args, **kwargs)
@@ -143,7 +144,7 @@ async def test_a_claim_that_commits_late_is_given_back(scene: Scene, monkeypatch
     No notification is needed to run it then.
     """
     monkeypatch.setattr(scheduler.Scheduler, "look", lambda _: None)
-    fire, read = scheduler.fire_schedules, scheduler.read_schedules
+    fire, read = statements.fire_schedules, statements.read_schedules
     late: list[Callable[[], Awaitable[Any]]] = []
     given_up = False
 
@@ -176,7 +177,7 @@ async def test_a_change_that_could_not_be_read_is_read_again(
     """The notification is heard once; its read fails."""
     await scene.execute("update {s}.schedule set last_due_at = clock_timestamp()")
     failures: list[str] = []
-    monkeypatch.setattr(scheduler, "read_schedules", partial(lose, scheduler.read_schedules, failures))
+    monkeypatch.setattr(scheduler, "read_schedules", partial(lose, statements.read_schedules, failures))
     async with running_worker(scene.app):
         failures.append(when)
         await scene.execute("update {s}.schedule set given_back_due_at = %s", NEW_YEAR)
@@ -190,7 +191,7 @@ async def test_a_claim_that_commits_when_nothing_is_due_is_found_by_a_heartbeat(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody would ask for this schedule before the next New Year, and nobody is notified."""
-    read = scheduler.read_schedules
+    read = statements.read_schedules
     lost: list[dict[str, Any]] = []
     committed = False
 
@@ -213,7 +214,7 @@ async def test_a_claim_that_commits_when_nothing_is_due_is_found_by_a_heartbeat(
             monkeypatch.setattr(scheduler, "fire_schedules", fire)
         return rows
 
-    fire = scheduler.fire_schedules
+    fire = statements.fire_schedules
     monkeypatch.setattr(scheduler, "fire_schedules", give_up)
     monkeypatch.setattr(scheduler, "read_schedules", read_and_then_commit)
     async with running_worker(scene.app, lease=2.0):
