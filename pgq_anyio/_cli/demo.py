@@ -17,6 +17,7 @@ from typing import Annotated, Final
 import anyio
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .. import JobRecord, PsycopgDriver, Queries
@@ -54,7 +55,7 @@ def demo(
 async def _show(console: Console, dsn: str, backend: Backend) -> None:
     schema = f"demo_{backend.name.value}"
     console.print()
-    console.rule(f"[bold]{backend}", align="left")
+    console.print(f"[bold]── {backend} ──[/]")
     with anyio.fail_after(DEADLINE):
         async with PsycopgDriver(dsn) as driver:
             async with driver.connection() as connection:
@@ -81,7 +82,7 @@ def _summarize(console: Console, records: list[JobRecord]) -> None:
         notes = [record.cancel_reason for record in same if record.cancel_reason]
         notes += [f"{error.type}: {error.message}" for record in same for error in record.errors]
         attempts = str(max(record.attempt for record in same))
-        table.add_row(entrypoint, status_text(status), f"{count:,}", attempts, "; ".join(dict.fromkeys(notes)))
+        table.add_row(entrypoint, status_text(status), f"{count:,}", attempts, escape("; ".join(dict.fromkeys(notes))))
     console.print(table)
 
 

@@ -43,7 +43,7 @@ def list_jobs(
     elif not records:
         sys.stderr.write("no jobs\n")
     else:
-        make_console().print(_table(records))
+        make_console(markup=False).print(_table(records))
 
 
 def _table(records: list[JobRecord]) -> Table:
@@ -87,7 +87,7 @@ def show_job(
     if as_json:
         _write_json(record)
         return
-    console = make_console()
+    console = make_console(markup=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -117,6 +117,7 @@ def _shown_fields(record: JobRecord) -> list[tuple[str, Any]]:
         ("ended", moment(record.finished_at)),
         ("cancel asked", moment(record.cancel_requested_at)),
         ("cancel reason", record.cancel_reason or ""),
+        ("cancelled by", record.cancelled_by or ""),
         ("overdue since", moment(record.overdue_at)),
     ]
     return [(name, value) for name, value in fields if value]

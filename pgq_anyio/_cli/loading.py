@@ -172,8 +172,8 @@ async def open_app(target: Target) -> AsyncIterator[PgQueuer]:
         if not isinstance(app, PgQueuer):
             raise AppLoadError(_say_wrong_type(target.name, app, called=True))
         yield app
-    except BaseException as error:
-        if not await given.__aexit__(type(error), error, error.__traceback__):
+    except BaseException as error:  # noqa: ASYNC103  (a context manager may swallow what it is given)
+        if not await given.__aexit__(type(error), error, error.__traceback__):  # noqa: ASYNC102  (the shield of its cleanup is the app's affair)
             raise
     else:
         await given.__aexit__(None, None, None)

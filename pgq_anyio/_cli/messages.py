@@ -52,7 +52,7 @@ def explain(error: BaseException, *, database: str = "", with_traceback: bool = 
     if told is None:
         text = " ".join(str(error).split())
         return Explanation(f"unexpected {type(error).__name__}{f': {text}' if text else ''}", FAILURE, trace)
-    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+    notes = "".join(f"\n{note.splitlines()[0]}" for note in getattr(error, "__notes__", ()) if note)
     return Explanation(told[0] + notes, told[1], trace if with_traceback else None)
 
 

@@ -33,11 +33,14 @@ def version() -> str:
         return "unknown"
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """A console for this process' standard output, or standard error."""
+def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
+    """A console for this process' standard output, or standard error.
+
+    :param markup: whether ``[bold]`` in a text is an instruction; not where texts of users are shown
+    """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=not stream.isatty())
+    return Console(file=stream, width=width, highlight=False, markup=markup, soft_wrap=not stream.isatty())
 
 
 def name_list(names: Sequence[str]) -> str:

