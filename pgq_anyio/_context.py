@@ -177,8 +177,8 @@ class Cancellation:
             anyio.from_thread.check_cancelled()
         except Exception:  # noqa: BLE001  (a thread that AnyIO did not start; the class differs between versions)
             return False
-        except BaseException:  # noqa: BLE001  (the backend's cancellation; in a thread its class cannot be asked for)
-            return True
+        except BaseException:  # noqa: ASYNC103, BLE001  (the backend's cancellation, whose class a thread cannot ask for)
+            return True  # noqa: ASYNC104  (the caller asks whether it is cancelled, nothing more)
         return False
 
 

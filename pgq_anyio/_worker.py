@@ -13,7 +13,7 @@
              ├─ process pool            if an entrypoint uses it
              └─ stop scope              deadline set once, when the stop begins
                 └─ jobs                 every running job and scheduled run, each in its own CancelScope
-                   └─ intake            cancelled first: claimer, promoter, scheduler, rescuer, pruner, drain
+                   └─ intake            cancelled first: claimers, promoter, scheduler, rescuer, pruner, drain
 
 Nesting order is stop order. Services meet here only: they are handed functions and values. Memory changes in
 synchronous functions (``Term``'s), never across an ``await``.
@@ -38,6 +38,7 @@ from ._services.completer import COMPLETION_SETTINGS, CompleterShield, run_compl
 from ._services.drain import run_drain
 from ._services.heartbeat import run_heartbeat
 from ._services.last_resort import run_last_resort
+from ._services.limited import run_limited
 from ._services.listener import run_listener
 from ._services.overdue import run_overdue_watch
 from ._services.promoter import run_promoter
@@ -57,7 +58,7 @@ FAREWELL: Final = 5.0
 
 async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Run until the stop is requested, the queue is drained, or an error that no retry can mend."""
-    completion = Line(worker.driver, "completion", COMPLETION_SETTINGS)
+    completion = Line(worker.driver, "completion", COMPLETION_SETTINGS, cleanup_timeout=1.0)
     shield = CompleterShield()
     async with anyio.create_task_group() as outermost:
         if worker.settings.signals:
@@ -96,7 +97,7 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
         finally:
             if term.lease_scope.cancel_called:
                 completion.close()  # it may have gone silent with the heartbeat's; outcomes can be sent again
-            await _say_farewell(term)
+            await _say_farewell(term)  # noqa: ASYNC102  (shielded and bounded inside)
         if term.lease_scope.cancel_called and not worker.stop.requested:
             logger.warning("the lease was lost and its jobs have ended; registering anew")
             # What the old term still owes is stored, or given back, before anything is claimed again.
@@ -138,6 +139,7 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
             if term.worker.settings.mode == "drain":
                 intake.start_soon(run_drain, term.drain, name="drain")
             await intake.start(run_scheduler, term.scheduler, name="scheduler")
+            await intake.start(run_limited, term.limited, name="limited claimer")
             await intake.start(run_claimer, term.claimer, name="claimer")
             if not term.worker.reported:
                 term.worker.reported = True
@@ -165,6 +167,7 @@ async def _open_process_pool(term: Term) -> AsyncIterator[ProcessPool | None]:
 
 async def _until_stopped(stop: Stop, function: Callable[[], Awaitable[object]]) -> bool:
     """Run ``function``, but no longer than until the stop is requested; whether it came to its end."""
+    ended = False
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
@@ -173,9 +176,9 @@ async def _until_stopped(stop: Stop, function: Callable[[], Awaitable[object]]) 
 
         tasks.start_soon(watch)
         await function()
+        ended = True
         tasks.cancel_scope.cancel()
-        return True
-    return False
+    return ended
 
 
 async def _say_farewell(term: Term) -> None:

@@ -89,7 +89,7 @@ class WaitingConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
         except errors.Error:
             raise
         except BaseException:
-            await self._recover(gen)
+            await self._recover(gen)  # noqa: ASYNC102  (shielded and bounded inside)
             raise
 
     async def _drive(self, gen: PQGen[T], want: Wait) -> T:

@@ -32,7 +32,7 @@ async def batch(conn: Connection, /, *calls: tuple[Statement, dict[str, object]]
         except BaseException:
             if was_idle and not conn.closed and conn.pgconn.transaction_status != _IDLE:
                 with conn.cleanup():
-                    await conn.wait(_private.rollback_steps(conn))
+                    await conn.wait(_private.rollback_steps(conn))  # noqa: ASYNC102  (conn.cleanup() shields and bounds)
             raise
 
 

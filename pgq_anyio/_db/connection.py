@@ -99,9 +99,9 @@ class Connection(WaitingConnection):
         try:
             if not self.closed and self.pgconn.transaction_status != _IDLE:
                 if exc_val is None:
-                    await self.commit()
+                    await self.commit()  # noqa: ASYNC102  (COMMIT is waited for, see Interruption)
                 else:
-                    await self.reset()
+                    await self.reset()  # noqa: ASYNC102  (shielded and bounded inside)
         finally:
             self.abort()
 

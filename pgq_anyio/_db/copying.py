@@ -28,12 +28,12 @@ class Copy(AsyncCopy):
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
         if exc_val is None:
-            await super().__aexit__(exc_type, exc_val, exc_tb)
+            await super().__aexit__(exc_type, exc_val, exc_tb)  # noqa: ASYNC102  (the end of a COPY may be interrupted: it is rolled back)
             return
         conn = cast("Connection", self.connection)
         try:
             with conn.cleanup():
-                await super().__aexit__(exc_type, exc_val, exc_tb)
+                await super().__aexit__(exc_type, exc_val, exc_tb)  # noqa: ASYNC102  (conn.cleanup() shields and bounds)
         except errors.OperationalError as failure:
             logger.warning("a COPY was ended by closing its connection: %s", failure)
         if not conn.closed and _private.is_busy(conn.pgconn):

@@ -48,9 +48,9 @@ class Pipeline(AsyncPipeline):
         """Wait for all answers. If the scope around is cancelled, what is under way is cancelled on the server."""
         conn = cast("Connection", self._conn)
         if not self._has_lock:
-            await conn.acquire_for_cleanup()
+            await conn.acquire_for_cleanup()  # noqa: ASYNC102  (shielded and bounded inside)
         try:
-            await super().__aexit__(exc_type, exc_val, exc_tb)
+            await super().__aexit__(exc_type, exc_val, exc_tb)  # noqa: ASYNC102  (its waits are interrupted by rule, see Interruption)
         finally:
             if self.level == 0 and not conn.closed and self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
                 conn.abort()

@@ -118,7 +118,7 @@ class Pool:
             slot.suspect = True
             raise
         finally:
-            await self._give_back(slot, slots)
+            await self._give_back(slot, slots)  # noqa: ASYNC102  (shielded and bounded inside)
 
     def _open_slots(self) -> anyio.Semaphore:
         if self._slots is None:

@@ -43,9 +43,9 @@ _REFUSED: Final = re.compile(
 )
 
 _POLICY: Final = RetryPolicy(initial_delay=0.1, max_delay=10)
-#: How long a service waits for the answer to one attempt (in seconds): more than a lock or a busy server should take,
-#: and an end to a connection that has gone silent.
-PATIENCE: Final = 30.0
+#: How long a service waits for the answer to its first attempt (in seconds): more than a busy server should take, and an
+#: end to a connection that has gone silent.
+PATIENCE: Final = 10.0
 #: Pause between two warnings about the same trouble (in seconds).
 WARN_EVERY: Final = 60.0
 
@@ -80,8 +80,9 @@ async def retrying(
     :param attempt: called without arguments
     :param what: what is attempted, for the log: "storing outcomes"
     :param max_time: no further attempt after this time (in seconds), or ``None`` to go on for ever
-    :param patience: the longest that one attempt may take (in seconds); one that takes longer is interrupted and counts
-        as an error that passes: the connection may have gone silent. ``None`` waits for ever
+    :param patience: the longest that the first attempt may take (in seconds); one that takes longer is interrupted and
+        counts as an error that passes: the connection may have gone silent. The next one gets twice the time, in case
+        that it is the server that is slow. ``None`` waits for ever
     :return: what ``attempt`` returns
     :raises psycopg.Error: if it cannot succeed, or ``max_time`` is over
     """
@@ -93,8 +94,9 @@ async def retrying(
         try:
             with anyio.move_on_after(patience) as scope:
                 result = await attempt()
-            if scope.cancelled_caught:
-                raise psycopg.OperationalError(f"no answer within {patience:g} s")
+            if patience is not None and scope.cancelled_caught:
+                lasted, patience = patience, patience * 2
+                raise psycopg.OperationalError(f"no answer within {lasted:g} s")
         except (psycopg.Error, ConnectionError) as error:
             now = anyio.current_time()
             if not is_transient(error) or (max_time is not None and now - began_at >= max_time):

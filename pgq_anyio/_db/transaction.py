@@ -36,7 +36,7 @@ class Transaction(AsyncTransaction):
                     await conn.wait(_private.enter_steps(self))
             except BaseException as error:
                 if self.status != self.Status.NOT_STARTED:
-                    await self._roll_back(conn, error)
+                    await self._roll_back(conn, error)  # noqa: ASYNC102  (shielded and bounded inside)
                 raise
         return self
 
@@ -47,12 +47,12 @@ class Transaction(AsyncTransaction):
         if self.pgconn.status != pq.ConnStatus.OK:
             self.status = self.Status.FAILED
             return False
-        await conn.acquire_for_cleanup()
+        await conn.acquire_for_cleanup()  # noqa: ASYNC102  (as above)
         try:
             if exc_val is not None:
-                return await self._roll_back(conn, exc_val)
+                return await self._roll_back(conn, exc_val)  # noqa: ASYNC102  (as above)
             with conn.interrupted_by(Interruption.FINISH):
-                return await conn.wait(_private.exit_steps(self, None))
+                return await conn.wait(_private.exit_steps(self, None))  # noqa: ASYNC102  (COMMIT is waited for, see Interruption)
         finally:
             conn.lock.release()
 

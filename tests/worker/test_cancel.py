@@ -161,7 +161,8 @@ async def test_blocks_in_child_tasks_are_all_cancelled(app: PgQueuer, queries: Q
 @pytest.mark.promise(23)
 async def test_a_sync_handler_sees_the_flag_and_check_cancelled_raises(app: PgQueuer, queries: Queries) -> None:
     """In a thread: the flag turns true; the block is allowed and changes nothing."""
-    started, seen = threading.Event(), []
+    started = threading.Event()
+    seen: list[object] = []
 
     @app.entrypoint("flag")
     def flag(job: Job, context: Context) -> None:

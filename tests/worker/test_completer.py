@@ -7,7 +7,7 @@ import pytest
 from pgq_anyio import JobStatus, PsycopgDriver, Queries
 from pgq_anyio._db import Connection
 from pgq_anyio._db.line import Line
-from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Again, ErrorText, Failed
+from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Again, ErrorText, Failed, Outcome
 from pgq_anyio._models import Held
 from pgq_anyio._services.completer import store_batch
 from pgq_anyio._store._sql import Store
@@ -32,7 +32,7 @@ async def test_an_outcome_that_cannot_be_stored_fails_its_job_alone(
     store = Store(schema)
     fine, odd, back, failed = await hold(conn, store, queries, 4)
     line = Line(driver, "completion")
-    batch = [
+    batch: list[tuple[Held, Outcome]] = [
         (fine, SUCCEEDED),
         (odd, Again(1e18, counted=True, error=None)),
         (back, GIVEN_BACK),
@@ -58,7 +58,7 @@ async def test_a_batch_that_is_sent_again_changes_nothing(
     store = Store(schema)
     first, second = await hold(conn, store, queries, 2)
     line = Line(driver, "completion")
-    batch = [(first, SUCCEEDED), (second, GIVEN_BACK)]
+    batch: list[tuple[Held, Outcome]] = [(first, SUCCEEDED), (second, GIVEN_BACK)]
     assert 2 == await store_batch(line, store, batch)
     claim = await claim_sweep(conn, store, ["fetch"], worker_id=1, claim_no=2, limit=5, reach=5)
     assert [second.job.id] == [job.id for job, _ in claim.jobs]

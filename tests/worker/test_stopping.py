@@ -289,12 +289,12 @@ async def test_an_error_in_the_lifespan_reaches_the_caller(dsn: str, schema: str
     """As it is, not in a group."""
 
     @asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
-        raise LookupError("no resources")
-        yield
+    async def lifespan() -> AsyncIterator[object]:
+        resources: dict[str, object] = {}
+        yield resources["missing"]
 
     app = PgQueuer(dsn, schema=schema, lifespan=lifespan)
-    with pytest.raises(LookupError, match="no resources"):
+    with pytest.raises(KeyError, match="missing"):
         await app.run()
 
 
