@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import LiteralString
 
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
-
-from pgq_anyio._store.migrations import migrate_sync
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "testing")
 
 #: What a reader's ``anyio.run(main)`` does, on either backend. The example is a module, as handlers in processes need.
 PROGRAM = "import sys, anyio, importlib; anyio.run(importlib.import_module(sys.argv[1]).main, backend=sys.argv[2])"
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture
-def database(server_dsn: str) -> Iterator[str]:
-    """The DSN of a database of the test's own, with the tables in the schema that examples use: the default one."""
-    name = f"example_{os.getpid()}_{next(_numbers)}"
-
-    def change(command: LiteralString) -> None:
-        with psycopg.connect(server_dsn, autocommit=True) as connection:
-            connection.execute(sql.SQL(command).format(sql.Identifier(name)))
-
-    change("create database {}")
-    try:
-        dsn = make_conninfo(server_dsn, dbname=name)
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            migrate_sync(connection, "pgq_anyio")
-        yield dsn
-    finally:
-        change("drop database {} with (force)")
 
 
 def run(database: str, *arguments: str) -> str:

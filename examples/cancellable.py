@@ -1,0 +1,62 @@
+"""Three handlers that can be cancelled while they run: async, in a thread, in a process.
+
+::
+
+    pgq-anyio run cancellable:app
+    pgq-anyio enqueue download          # prints the id of the job
+    pgq-anyio cancel 1 --reason "no longer needed"
+"""
+
+import time
+
+import anyio
+import anyio.from_thread
+
+from pgq_anyio import Context, Job, PgQueuer, ProcessExecutor
+
+app = PgQueuer()
+
+
+@app.entrypoint("download")
+async def download(job: Job, context: Context) -> None:
+    # Only the block is cancelled. What comes after it runs, within the worker's --cancel-grace.
+    with context.cancellation:
+        for part in range(1, 1001):
+            print(f"download: part {part}", flush=True)
+            await anyio.sleep(0.1)
+    if context.cancellation.cancelled_caught:
+        print(f"download: cancelled ({context.cancel_reason}), removing what is there", flush=True)
+
+
+@app.entrypoint("transaction")
+async def transaction(job: Job) -> None:
+    # Without a block the whole handler is cancelled. A shield protects what must be done to the end.
+    try:
+        print("transaction: begun", flush=True)
+        await anyio.sleep(100)
+    finally:
+        with anyio.move_on_after(2, shield=True):
+            await anyio.sleep(0.1)
+            print("transaction: rolled back", flush=True)
+
+
+@app.entrypoint("resize")
+def resize(job: Job) -> None:
+    # A thread is never abandoned: it has to look. check_cancelled() raises once the job is cancelled.
+    print("resize: in a thread", flush=True)
+    try:
+        for _ in range(1000):
+            time.sleep(0.1)
+            anyio.from_thread.check_cancelled()
+    finally:
+        print("resize: the thread ends", flush=True)
+
+
+def crunch(job: Job) -> None:
+    # A process need not look: it gets SIGTERM, and SIGKILL after the worker's --cancel-grace.
+    print("crunch: in a process", flush=True)
+    while True:
+        sum(range(100_000))
+
+
+app.entrypoint("crunch", executor_factory=ProcessExecutor)(crunch)
