@@ -5,6 +5,7 @@ Building one opens nothing and needs no event loop, so that it can stand at the 
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,6 +24,7 @@ from ._db import PsycopgDriver
 from ._durations import count, seconds
 from ._errors import ConfigurationError, first_leaf
 from ._executors import AbstractEntrypointExecutor, EntrypointExecutor, ThreadExecutor
+from ._limits import check_limits
 from ._models import JobId
 from ._registry import (
     MIN_LEASE,
@@ -92,6 +94,9 @@ class PgQueuer:
         self,
         name: str,
         *,
+        requests_per_second: float = math.inf,
+        concurrency_limit: int = 0,
+        serialized_dispatch: bool = False,
         retry_timer: float | timedelta | None = None,
         timeout: float | timedelta | None = None,
         max_attempts: int = 1,
@@ -104,7 +109,15 @@ class PgQueuer:
         A handler takes the job, or the job and its context (a second positional parameter without a default). Sync
         functions run in threads.
 
+        The limits hold exactly, for all workers of the schema together. If workers register different limits for one
+        name, those of the last one to start hold for all, and a warning names both.
+
         :param name: the name that jobs are enqueued under, unique in the app
+        :param requests_per_second: how many jobs may start in a second, at an even pace: 0.5 is one every 2 s. Every
+            attempt counts. Defaults to ``inf``, any number.
+        :param concurrency_limit: how many jobs may run at once. A job that is being cancelled counts until its handler
+            has ended. Defaults to 0, any number.
+        :param serialized_dispatch: run one job at a time, strictly by priority and then in the order of enqueueing
         :param retry_timer: a sign of life of the worker is expected within this time (in seconds), or ``None`` for the
             worker's ``lease``; the shortest one of all entrypoints becomes the lease. At least 2.
         :param timeout: a run is cancelled and counts as failed after this time (in seconds); ``None`` never
@@ -116,6 +129,11 @@ class PgQueuer:
         :raises ConfigurationError: if an option cannot be used; the message names it
         """
         check_name("an entrypoint", name)
+        limits = check_limits(
+            requests_per_second=requests_per_second,
+            concurrency_limit=concurrency_limit,
+            serialized_dispatch=serialized_dispatch,
+        )
         checked_timer = None if retry_timer is None else seconds("retry_timer", retry_timer, at_least=MIN_LEASE)
         checked_timeout = None if timeout is None else seconds("timeout", timeout, above=0.0)
         attempts = count("max_attempts", max_attempts)
@@ -134,6 +152,9 @@ class PgQueuer:
                 max_attempts=attempts,
                 max_crashes=crashes,
                 retry_timer=checked_timer,
+                requests_per_second=limits.requests_per_second,
+                concurrency_limit=limits.concurrency_limit,
+                serialized_dispatch=limits.serialized,
             )
             self._registry.add_entrypoint(
                 Entrypoint(
@@ -144,6 +165,7 @@ class PgQueuer:
                     max_crashes=crashes,
                     retry_timer=checked_timer,
                     retry_policy=policy,
+                    limits=limits,
                 )
             )
             return function

@@ -29,6 +29,8 @@ class Run:
     held: Held
     entrypoint: Entrypoint
     context: Context
+    #: whether it was claimed by the claimer of limited names
+    is_limited: bool = False
     #: whether the handler has ended (or will never start): only the outcome is still to be stored
     ended: bool = False
     #: what ends at this time and still runs is overdue (event loop's clock), set when it is cancelled
@@ -38,6 +40,18 @@ class Run:
     def title(self) -> str:
         """What logs call it."""
         return f"job {self.held.job.id} of {self.held.job.entrypoint!r}"
+
+
+@attrs.define(eq=False)
+class Party:
+    """One of the two claimers that share the worker's capacity."""
+
+    #: how many handlers run for it, or are about to
+    busy: int = 0
+    #: how many more its claims under way may bring
+    reserved: int = 0
+    #: whether its last claim was cut short by the worker's capacity
+    hungry: bool = False
 
 
 @attrs.define(eq=False)
@@ -59,7 +73,12 @@ class Holdings:
     _runs: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
     _running: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
     _by_id: dict[JobId, Run] = attrs.field(factory=dict, init=False)
-    _in_flight: set[int] = attrs.field(factory=set, init=False)
+    #: claims under way, with who makes them and how many jobs they may bring
+    _in_flight: dict[int, tuple[Party, int]] = attrs.field(factory=dict, init=False)
+    _open: Party = attrs.field(factory=Party, init=False)
+    _limited: Party = attrs.field(factory=Party, init=False)
+    #: who got jobs last
+    _served: Party | None = attrs.field(default=None, init=False)
     _unresolved: set[int] = attrs.field(factory=set, init=False)
     #: requests that came before the claim's answer did: (job id, claim number)
     _early: set[tuple[JobId, int]] = attrs.field(factory=set, init=False)
@@ -69,9 +88,28 @@ class Holdings:
     @property
     def room(self) -> int:
         """How many more jobs may be claimed."""
+        return self._room(self._open, self._limited)
+
+    @property
+    def limited_room(self) -> int:
+        """How many more jobs of limited names may be claimed."""
+        return self._room(self._limited, self._open)
+
+    def _room(self, mine: Party, other: Party) -> int:
+        """What is free; or half of the whole, less what is mine, while the other claimer waits for more. The odd one
+        goes to who was not served last, so that both take turns even in a worker of one slot.
+        """
         if self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency:
             return 0
-        return self.max_concurrency - len(self._running)
+        free = self.max_concurrency - len(self._running) - mine.reserved - other.reserved
+        if not other.hungry:
+            return free
+        share = (self.max_concurrency + (self._served is not mine)) // 2
+        return min(free, share - mine.busy - mine.reserved)
+
+    def wait_hungry(self, *, limited: bool = False) -> None:
+        """A claimer has something to claim and no room: the other one is to leave it some."""
+        (self._limited if limited else self._open).hungry = True
 
     @property
     def busy(self) -> int:
@@ -80,20 +118,35 @@ class Holdings:
 
     # -- claims ----------------------------------------------------------------------------------------------------
 
-    def open_claim(self) -> int:
-        """A fresh claim number: the fence of the jobs it will bring."""
+    def open_claim(self, size: int, *, limited: bool = False) -> int:
+        """A fresh claim number: the fence of the jobs it will bring.
+
+        :param size: the most jobs that it may bring
+        :param limited: whether the claimer of limited names makes it
+        """
         number = next(_claim_numbers)
-        self._in_flight.add(number)
+        party = self._limited if limited else self._open
+        party.reserved += size
+        self._in_flight[number] = party, size
         return number
 
-    def resolve_claim(self, number: int) -> None:
-        """The answer to a claim has come."""
-        self._in_flight.discard(number)
+    def resolve_claim(self, number: int, *, hungry: bool) -> None:
+        """The answer to a claim has come, and its jobs are held.
+
+        :param hungry: whether it would have brought more if the worker had more room
+        """
+        self._close_claim(number, hungry=hungry)
         self._early = {key for key in self._early if key[1] in self._in_flight}
+
+    def _close_claim(self, number: int, *, hungry: bool) -> None:
+        party, size = self._in_flight.pop(number)
+        party.reserved -= size
+        party.hungry = hungry
+        self.on_room()
 
     def lose_claim(self, number: int) -> None:
         """The answer to a claim will never come: what it took is to be given back, however late it commits."""
-        self._in_flight.discard(number)
+        self._close_claim(number, hungry=False)
         self._unresolved.add(number)
         self.on_lost_claim()
 
@@ -110,6 +163,8 @@ class Holdings:
         self._runs[key] = run
         self._running[key] = run
         self._by_id[run.held.job.id] = run
+        self._served = self._limited if run.is_limited else self._open
+        self._served.busy += 1
         if key in self._early:
             run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace)
 
@@ -118,6 +173,7 @@ class Holdings:
         run.ended = True
         job_id = run.held.job.id
         del self._running[job_id, run.held.claim_no]
+        (self._limited if run.is_limited else self._open).busy -= 1
         # A job may be held twice for a moment: its claim was undone by a crash of the server, and we claimed it again.
         if self._by_id.get(job_id) is run:
             del self._by_id[job_id]

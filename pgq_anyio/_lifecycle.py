@@ -149,6 +149,8 @@ class Cancelled:
     """The job was cancelled: by request, or by its handler."""
 
     reason: str | None
+    #: whether its handler was never called, so that it spent no token of its rate
+    unstarted: bool = False
 
 
 @attrs.frozen
@@ -165,12 +167,18 @@ class Again:
 class GivenBack:
     """The job goes back to its old place as if it had never been claimed."""
 
+    #: whether its handler was never called, so that it spent no token of its rate
+    unstarted: bool = False
+
 
 Outcome = Succeeded | Failed | Cancelled | Again | GivenBack
 SUCCEEDED: Final = Succeeded()
 GIVEN_BACK: Final = GivenBack()
 #: By request: the reason stands in the row already.
 CANCELLED: Final = Cancelled(None)
+#: The same for jobs whose handler was never called.
+UNSTARTED_GIVEN_BACK: Final = GivenBack(unstarted=True)
+UNSTARTED_CANCELLED: Final = Cancelled(None, unstarted=True)
 
 
 def decide_outcome(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -18,6 +19,7 @@ import attrs
 from ._context import Context
 from ._cron import CronSchedule
 from ._errors import ConfigurationError
+from ._limits import UNLIMITED, Limits
 from ._retry import RetryPolicy
 from ._timetable import Missed
 
@@ -67,6 +69,12 @@ class ExecutorParameters:
     max_crashes: int = 5
     #: seconds within which the worker must show a sign of life, or ``None`` for the worker's lease
     retry_timer: float | None = None
+    #: starts per second in the whole fleet, ``inf`` for any number
+    requests_per_second: float = math.inf
+    #: jobs at once in the whole fleet, 0 for any number
+    concurrency_limit: int = 0
+    #: whether jobs run one at a time, in order
+    serialized_dispatch: bool = False
     #: the cron expression of a schedule, ``None`` for an entrypoint
     expression: str | None = None
 
@@ -85,6 +93,7 @@ class Entrypoint:
     max_crashes: int
     retry_timer: float | None
     retry_policy: RetryPolicy
+    limits: Limits = UNLIMITED
 
 
 @attrs.frozen(kw_only=True)

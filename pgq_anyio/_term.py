@@ -6,6 +6,7 @@ groups and scopes in which the services run.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import secrets
@@ -13,7 +14,8 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import anyio
 import attrs
@@ -38,11 +40,14 @@ from ._services.completer import Batch
 from ._services.drain import Drain
 from ._services.heartbeat import BEATS_PER_LEASE, Heart
 from ._services.last_resort import LastResort
+from ._services.limited import LimitedClaimer
 from ._services.listener import (
     Alarm,
     CancelRequest,
     Ear,
+    LimitChange,
     ScheduleChange,
+    SlotFree,
     Wake,
     parse_notification,
     worker_channel,
@@ -55,8 +60,19 @@ from ._services.runner import run_job, run_schedule, unstarted_outcome
 from ._services.scheduler import SCHEDULE_SETTINGS, Scheduler
 from ._stop import Stop
 from ._store._sql import Store
+from ._store.limiter import define_limits
 from ._store.worker import Pulse, leave, register_worker
 from ._timetable import HeldSchedule, Wanted
+
+logger = logging.getLogger("pgq_anyio.worker")
+
+#: Claims of limited names are waited for: one that a crash of the server undid would break exactness. Each statement
+#: has to have a snapshot of its own, whatever the database's default is.
+LIMITED_SETTINGS: Final = {
+    **DISPATCH_SETTINGS,
+    "synchronous_commit": "on",
+    "default_transaction_isolation": "read committed",
+}
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -78,11 +94,15 @@ class Worker:
     term: Term | None = attrs.field(default=None, init=False)
     #: whether the caller of ``tg.start(app.run)`` has been told that we are ready
     reported: bool = attrs.field(default=False, init=False)
+    #: whether the limits have been put into the database: later terms leave them as they are
+    has_defined: bool = attrs.field(default=False, init=False)
 
     def on_stored(self, batch: Batch) -> None:
         """Outcomes are in the database: their jobs are no longer held."""
         if self.term is not None:
-            self.term.holdings.release(held for held, _ in batch if isinstance(held, Held))
+            jobs = [held for held, _ in batch if isinstance(held, Held)]
+            self.term.holdings.release(jobs)
+            self.term.limited.freed({held.job.entrypoint for held in jobs})
             for held, outcome in batch:
                 if isinstance(held, HeldSchedule):
                     self.term.scheduler.released(held, outcome)
@@ -97,6 +117,7 @@ class Term:
         self.worker = worker
         self.worker_id = secrets.randbits(63)
         self.entrypoints = tuple(registry.entrypoints)
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self.lease = registry.shortest_lease(settings.lease)
         self.margin = min(settings.cancel_grace, self.lease / 4)
         self.lease_scope = CancelScope()
@@ -110,18 +131,25 @@ class Term:
         # A heartbeat that is not answered is tried on another connection, without a second's delay.
         self.heartbeat_line = Line(worker.driver, "heartbeat", cleanup_timeout=0.0)
         self.dispatch_line = Line(worker.driver, "dispatch", dict(DISPATCH_SETTINGS), cleanup_timeout=0.5)
+        self.limited_line = Line(worker.driver, "dispatch limited", dict(LIMITED_SETTINGS), cleanup_timeout=0.5)
         self.maintenance_line = Line(worker.driver, "maintenance")
         schedule_line = Line(worker.driver, "schedule", dict(SCHEDULE_SETTINGS))
         listen_line = Line(worker.driver, "listen", direct=True, cleanup_timeout=0.0)
-        self._lines = (self.heartbeat_line, self.dispatch_line, self.maintenance_line, schedule_line, listen_line)
+        self._lines = (
+            self.heartbeat_line,
+            self.dispatch_line,
+            self.limited_line,
+            self.maintenance_line,
+            schedule_line,
+            listen_line,
+        )
 
-        room = Doorbell()
         self.holdings = Holdings(
             worker_id=self.worker_id,
             max_concurrency=settings.max_concurrency,
             cancel_grace=settings.cancel_grace,
             unstored=lambda: worker.endings.unstored,
-            on_room=room.ring,
+            on_room=self._on_room,
             on_lost_claim=self._give_back_soon,
             on_cancelled=self._expect_end,
         )
@@ -146,14 +174,27 @@ class Term:
             shield=ClaimShield(patience),
             start_jobs=self._start_jobs,
             bell=Doorbell(),
-            room=room,
+            room=Doorbell(),
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
             on_idle=self.drain.bell.ring,
         )
-        self.promoter = Promoter(
-            line=self.dispatch_line, store=store, on_promoted=lambda names: self.claimer.bell.ring()
+        self._limited_shield = ClaimShield(patience)
+        self.limited = LimitedClaimer(
+            line=self.limited_line,
+            store=store,
+            worker_id=self.worker_id,
+            registered={name: entrypoint.limits for name, entrypoint in registry.entrypoints.items()},
+            holdings=self.holdings,
+            shield=self._limited_shield.open,
+            start_jobs=partial(self._start_jobs, is_limited=True),
+            on_names=self._share_names,
+            on_idle=self.drain.bell.ring,
+            room=Doorbell(),
+            batch_size=settings.batch_size,
+            poll_interval=settings.dequeue_timeout,
         )
+        self.promoter = Promoter(line=self.dispatch_line, store=store, on_promoted=self._on_promoted)
         self._schedule_shield = ClaimShield(patience)
         self.scheduler = Scheduler(
             line=schedule_line,
@@ -198,6 +239,7 @@ class Term:
     async def register(self) -> None:
         """Become a worker. The lease counts from before the request."""
         await retrying(self._register_once, what="registering the worker", patience=self.lease)
+        await retrying(self._define_limits_once, what="defining limits", patience=self.lease)
 
     async def _register_once(self) -> None:
         asked_at = anyio.current_time()
@@ -206,12 +248,37 @@ class Term:
             await self.heartbeat_line.connection(),
             self.worker.store,
             worker_id=self.worker_id,
-            name=f"{socket.gethostname()}:{os.getpid()}",
+            name=self._name,
             entrypoints=self.entrypoints,
             max_crashes=[entrypoint.max_crashes for entrypoint in entrypoints.values()],
             lease=self.lease,
         )
         self.lease_scope.deadline = asked_at + self.lease - self.margin
+
+    async def _define_limits_once(self) -> None:
+        """Put our limits into the database, when the worker starts, and read what holds now."""
+        entrypoints = self.worker.registry.entrypoints
+        ours = {} if self.worker.has_defined else {name: one.limits for name, one in entrypoints.items()}
+        definitions, replaced = await define_limits(
+            await self.heartbeat_line.connection(),
+            self.worker.store,
+            worker_id=self.worker_id,
+            name=self._name,
+            entrypoints=self.entrypoints,
+            limits=ours,
+        )
+        self.worker.has_defined = True
+        for one in replaced:
+            logger.warning(
+                "the entrypoint %r is registered with %s here (%s), and with %s by %s, which still runs; the database "
+                "keeps the last definition, ours",
+                one.entrypoint,
+                ours[one.entrypoint],
+                self._name,
+                one.limits,
+                one.defined_by,
+            )
+        self.limited.define(definitions)
 
     async def leave_once(self) -> None:
         """Give up the registration, and whatever the database still holds for it."""
@@ -237,7 +304,7 @@ class Term:
         settings = self.worker.settings
         self.tools = ExecutionTools(CapacityLimiter(settings.max_concurrency), process_pool, settings.cancel_grace)
 
-    def _start_jobs(self, jobs: Sequence[Job], claim_no: int) -> None:
+    def _start_jobs(self, jobs: Sequence[Job], claim_no: int, *, is_limited: bool = False) -> None:
         assert self.tools is not None, "jobs are claimed while the tools are open"
         assert self.jobs is not None, "jobs are claimed inside the jobs group"
         for job in jobs:
@@ -250,7 +317,7 @@ class Term:
                 outer=self.outer,
                 kind=entrypoint.executor.kind,
             )
-            run = Run(Held(job, self.worker_id, claim_no), entrypoint, context)
+            run = Run(Held(job, self.worker_id, claim_no), entrypoint, context, is_limited)
             self.holdings.add(run)
             if self.worker.stop.requested:
                 self._end_job(run, unstarted_outcome(context))
@@ -291,7 +358,12 @@ class Term:
     def hurry(self) -> None:
         """Let the claims under way, if any, end soon."""
         self.claimer.shield.hurry()
+        self._limited_shield.hurry()
         self._schedule_shield.hurry()
+
+    def _on_room(self) -> None:
+        self.claimer.room.ring()
+        self.limited.room.ring()
 
     def _give_back_soon(self) -> None:
         self.heart.beat_soon()
@@ -315,15 +387,19 @@ class Term:
     def _on_pulse(self, pulse: Pulse, asked_at: float) -> None:
         self.peers = len(pulse.peers)
         self.promoter.alarm(pulse.next_due)
+        if pulse.outdated:
+            self.limited.outdate()
         self.rescuer.observe(pulse)
         self.scheduler.observe(pulse.clock, asked_at)
 
     def _on_notification(self, payload: str) -> None:
         match parse_notification(payload):
             case Wake(entrypoint, in_front) if entrypoint is None or entrypoint in self.worker.registry.entrypoints:
-                if in_front:
-                    self.claimer.hints.sweep_next()
-                self.claimer.bell.ring()
+                self._wake(entrypoint, in_front=in_front)
+            case SlotFree(entrypoint) if entrypoint is None or entrypoint in self.limited.names:
+                self.limited.wake(entrypoint)
+            case LimitChange():
+                self.limited.outdate()
             case Alarm():
                 self.promoter.look()
             case ScheduleChange():
@@ -334,10 +410,29 @@ class Term:
             case _:
                 pass
 
+    def _wake(self, entrypoint: str | None, *, in_front: bool = False) -> None:
+        """There is work for a name (``None``: for any): wake the claimer that brings it in."""
+        if entrypoint is None or entrypoint in self.limited.names:
+            self.limited.wake(entrypoint, in_front=in_front)
+        if entrypoint is None or entrypoint not in self.limited.names:
+            if in_front:
+                self.claimer.hints.sweep_next()
+            self.claimer.bell.ring()
+
+    def _on_promoted(self, entrypoints: list[str]) -> None:
+        for entrypoint in entrypoints:
+            if entrypoint in self.worker.registry.entrypoints:
+                self._wake(entrypoint)
+
+    def _share_names(self) -> None:
+        """The limits in the database have changed: each name belongs to one of the two claimers."""
+        unlimited = tuple(name for name in self.entrypoints if name not in self.limited.names)
+        if unlimited != self.claimer.hints.entrypoints:
+            self.claimer.hints = Hints(unlimited)
+
     def _look_everywhere(self) -> None:
         """Notifications may have been missed, and a server that crashed may have forgotten what we hold."""
         self.heart.beat_soon()
-        self.claimer.hints.sweep_next()
-        self.claimer.bell.ring()
+        self._wake(None, in_front=True)
         self.promoter.look()
         self.scheduler.look()

@@ -118,7 +118,11 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
     claimer.idled_at = anyio.current_time()
     task_status.started()
     while True:
-        if claimer.holdings.room < 1:
+        if not claimer.hints.entrypoints:
+            claimer.on_idle()
+            await claimer.bell.wait()
+        elif claimer.holdings.room < 1:
+            claimer.holdings.wait_hungry()
             await claimer.room.wait()
         elif await retrying(partial(claim_once, claimer), what="claiming jobs"):
             if claimer.sleeping and anyio.current_time() - claimer.idled_at > AWAKE_AFTER:
@@ -133,7 +137,7 @@ async def claim_once(claimer: Claimer) -> bool:
     :return: whether it is worth claiming again at once
     :raises psycopg.OperationalError: if the claim was not answered in time; its number is then remembered as lost
     """
-    limit = min(claimer.holdings.room, claimer.batch_size)
+    limit = 0
     number: int | None = None
     claim: Claim | None = None
     lanes: Lanes | None = None
@@ -145,7 +149,10 @@ async def claim_once(claimer: Claimer) -> bool:
                 claimer.connection_no = claimer.line.opened
                 claimer.hints.forget()
                 claimer.sleeping = False
-            number = claimer.holdings.open_claim()
+            limit = min(claimer.holdings.room, claimer.batch_size)
+            if limit < 1:
+                return True
+            number = claimer.holdings.open_claim(limit)
             lanes = claimer.hints.lanes(anyio.current_time())
             claim = await _claim(claimer, conn, lanes, number, limit)
             claimer.hints.learn(claim.jobs)
@@ -155,7 +162,7 @@ async def claim_once(claimer: Claimer) -> bool:
             if claim is None:
                 claimer.holdings.lose_claim(number)
             else:
-                claimer.holdings.resolve_claim(number)
+                claimer.holdings.resolve_claim(number, hungry=len(claim.jobs) == limit)
     if claim is None:
         claimer.line.close()
         raise OperationalError("the claim was not answered in time")

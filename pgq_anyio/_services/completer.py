@@ -24,6 +24,7 @@ from .._endings import Ending, Endings
 from .._lifecycle import ErrorText, Failed, Outcome, Succeeded
 from .._models import Held
 from .._store._sql import Store
+from .._store.limiter import notify_slots
 from .._store.running import finish_jobs, settle_jobs
 from .._store.schedule import release_schedules
 from .._timetable import HeldSchedule
@@ -99,6 +100,9 @@ async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: bool =
         matched += len(await finish_jobs(conn, store, successes))
     if others:
         matched += await _settle(conn, store, others)
+    if leaving and jobs:
+        # A slot that becomes free here is not taken by this worker any more.
+        await notify_slots(conn, store, sorted({held.job.entrypoint for held, _ in jobs}))
     if matched < len(batch):
         logger.info("%d outcomes were dropped: they were no longer held by this worker", len(batch) - matched)
     return matched

@@ -130,17 +130,36 @@ class CancelRequest:
 
 
 @attrs.frozen
+class SlotFree:
+    """A name that was full is not any more (``None``: some name)."""
+
+    entrypoint: str | None
+
+
+@attrs.frozen
+class LimitChange:
+    """A worker that started has changed limits."""
+
+
+@attrs.frozen
 class ScheduleChange:
     """A schedule was paused or resumed, or may run again."""
 
 
-def parse_notification(payload: str) -> Wake | Alarm | CancelRequest | ScheduleChange | None:
+Notification = Wake | Alarm | CancelRequest | SlotFree | LimitChange | ScheduleChange
+
+
+def parse_notification(payload: str) -> Notification | None:
     """What a notification says; ``None`` for an echo, and for words that this version does not know."""
     word, _, rest = payload.partition(":")
     match word:
         case "queued" | "front":
             # Long names are cut: such a notification is for whoever it may concern.
             return Wake(rest if 0 < len(rest) < 1000 else None, in_front=word == "front")
+        case "slot":
+            return SlotFree(rest if 0 < len(rest) < 1000 else None)
+        case "limits":
+            return LimitChange()
         case "deferred":
             return Alarm()
         case "cancel":

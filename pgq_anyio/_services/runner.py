@@ -17,7 +17,16 @@ from anyio import CancelScope
 from .._context import Context, entered_context, outer_cancelled
 from .._errors import JobTimeout
 from .._holdings import Run
-from .._lifecycle import CANCELLED, GIVEN_BACK, Again, ErrorText, Failed, Outcome, decide_outcome
+from .._lifecycle import (
+    GIVEN_BACK,
+    UNSTARTED_CANCELLED,
+    UNSTARTED_GIVEN_BACK,
+    Again,
+    ErrorText,
+    Failed,
+    Outcome,
+    decide_outcome,
+)
 from .._models import CancelReason, Job, Schedule
 from .._registry import Executor
 from .._retry import RetryPolicy
@@ -60,8 +69,8 @@ async def run_job(run: Run, end: Callable[[Run, Outcome], None]) -> None:
 def unstarted_outcome(context: Context) -> Outcome:
     """The outcome of a job that was claimed and never started."""
     if context.cancel_reason is CancelReason.USER:
-        return CANCELLED
-    return GIVEN_BACK
+        return UNSTARTED_CANCELLED
+    return UNSTARTED_GIVEN_BACK
 
 
 def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outcome:

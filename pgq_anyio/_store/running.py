@@ -29,6 +29,7 @@ async def settle_jobs(conn: Connection, store: Store, endings: Sequence[Ending])
     """Record every other outcome; (id, where it went) for those that were still ours."""
     ordered = sorted(endings, key=lambda ending: ending[0].job.id)
     columns = [_settlement(held, outcome) for held, outcome in ordered]
+    started = [not (isinstance(outcome, Cancelled | GivenBack) and outcome.unstarted) for _, outcome in ordered]
     actions, delays, attempts, types, messages, tracebacks, reasons = (list(c) for c in zip(*columns, strict=True))
     rows = await store.statement("settle_jobs").fetch(
         conn,
@@ -42,6 +43,7 @@ async def settle_jobs(conn: Connection, store: Store, endings: Sequence[Ending])
         error_messages=messages,
         error_tracebacks=tracebacks,
         reasons=reasons,
+        started=started,
     )
     return [(row[0], row[1]) for row in rows]
 

@@ -39,6 +39,8 @@ class Pulse:
     orphans: bool
     #: whether it has rows of claims of ours whose answer was lost
     strays: bool = False
+    #: whether limits of names of ours have changed since we read them
+    outdated: bool = False
 
 
 async def register_worker(
@@ -73,9 +75,9 @@ async def beat_worker(
     rows = await store.statement("beat_worker").fetch(conn, worker_id=worker_id, unresolved=list(unresolved))
     if not rows:
         return None
-    clock, job_ids, claim_nos, next_due, ids, beats, leases, ages, have_left, orphans, strays, _ = rows[0]
+    clock, job_ids, claim_nos, next_due, ids, beats, leases, ages, have_left, orphans, strays, outdated, _ = rows[0]
     peers = [Peer(*row) for row in zip(ids, beats, leases, ages, have_left, strict=True)] if ids else []
-    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans, strays)
+    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans, strays, outdated)
 
 
 async def set_sleeping(conn: Connection, store: Store, *, worker_id: int, sleeping: bool) -> None:

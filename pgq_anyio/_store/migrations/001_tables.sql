@@ -111,8 +111,49 @@ create table {schema}.worker (
     heartbeat_at timestamptz not null default clock_timestamp(),
     beat bigint not null default 0,
     sleeping boolean not null default false,
+    -- the limited names for which it sleeps
+    dozing text[] not null default '{{}}',
+    -- whether limits of its names have changed since it read them: until then it claims nothing without limits
+    outdated boolean not null default false,
     left_at timestamptz
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+
+-- The limits of entrypoints, as the last worker to start defined them. Names that never had any have no row.
+create table {schema}.limiter (
+    entrypoint text primary key,
+    -- 0 for any number
+    concurrency_limit integer not null,
+    requests_per_second double precision not null,
+    serialized boolean not null,
+    -- who defined it
+    worker_id bigint not null,
+    defined_by text not null,
+    defined_at timestamptz not null,
+    constraint limiter_limit check (concurrency_limit >= 0),
+    constraint limiter_rate check (requests_per_second > 0)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+
+-- What a limited name has in use: one row, replaced by each claim under the lock of the name. It is found newest first,
+-- so that dead rows are never walked.
+create table {schema}.limiter_state (
+    entrypoint text not null,
+    version bigint not null,
+    -- the jobs that were running after the claim; those that still have a row in running hold a slot
+    slots bigint[] not null,
+    -- when the next job would start at an even pace
+    tat timestamptz,
+    -- whether slots lists all jobs: not while a worker may claim who does not know of the limit yet
+    counted boolean not null
+) with (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
+    autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_threshold = -1);
+create unique index limiter_state_newest on {schema}.limiter_state (entrypoint, version desc);
+
+-- Tokens of jobs that were claimed and never started, until the next claim takes them back.
+create table {schema}.limiter_refund (
+    entrypoint text not null,
+    tokens integer not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
+create index limiter_refund_entrypoint on {schema}.limiter_refund (entrypoint);
 
 -- One row per name and expression that any code has ever registered. A row has an owner exactly while it runs.
 create table {schema}.schedule (

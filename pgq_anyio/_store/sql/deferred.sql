@@ -17,7 +17,8 @@ with due as materialized (
     select pg_notify({channel}, 'queued:' || left(m.entrypoint, 1000))
     from (select distinct entrypoint from moved) m
     where exists (
-        select from {schema}.worker w where w.sleeping and w.left_at is null and m.entrypoint = any (w.entrypoints)
+        select from {schema}.worker w
+        where w.left_at is null and m.entrypoint = any (case when w.sleeping then w.entrypoints else w.dozing end)
     )
 )
 select (select count(*) from moved), array(select distinct entrypoint from moved),

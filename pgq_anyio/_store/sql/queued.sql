@@ -24,7 +24,10 @@ with input as materialized (
     select pg_notify({channel}, 'queued:' || left(d.entrypoint, 1000))
     from (select distinct entrypoint from due) d
     where %(always_notify)s::boolean
-        or exists (select from {schema}.worker w where w.sleeping and w.left_at is null and d.entrypoint = any (w.entrypoints))
+        or exists (
+            select from {schema}.worker w
+            where w.left_at is null and d.entrypoint = any (case when w.sleeping then w.entrypoints else w.dozing end)
+        )
 ), alarmed as (
     select pg_notify({channel}, 'deferred')
     from (select min(run_at) as run_at from later having min(run_at) is not null) l
@@ -49,14 +52,17 @@ select count(*) from (
     select pg_notify({channel}, 'queued:' || left(n.entrypoint, 1000))
     from unnest(%(entrypoints)s::text[]) as n (entrypoint)
     where %(always_notify)s::boolean
-        or exists (select from {schema}.worker w where w.sleeping and w.left_at is null and n.entrypoint = any (w.entrypoints))
+        or exists (
+            select from {schema}.worker w
+            where w.left_at is null and n.entrypoint = any (case when w.sleeping then w.entrypoints else w.dozing end)
+        )
 ) as woken
 
 -- name: claim_sweep
 -- Every lane of the names from its start, in one order: priority, then seq.
 -- Candidates are read without locks and merged; only then are the first of them locked, in that order, and those that
 -- another claimer holds are skipped. Locking in each lane would lock limit rows of every name and hide them from others.
--- Fenced on the worker row: a worker declared dead, or one that has left, claims nothing.
+-- Fenced on the worker row: a worker declared dead, one that has left, or one that has not read new limits claims nothing.
 -- The first column counts the candidates: fewer rows than candidates means that others are claiming the same ones.
 with lane as materialized (
     select unnest(%(entrypoints)s::text[]) as entrypoint
@@ -76,7 +82,10 @@ with lane as materialized (
 ), taken as (
     delete from {schema}.queued q
     where q.ctid = any (array(select tid from locked))
-        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and w.left_at is null)
+        and exists (
+            select from {schema}.worker w
+            where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
+        )
     returning q.job_id, q.seq, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
 ), moved as (
     insert into {schema}.running
@@ -125,7 +134,10 @@ with lane as materialized (
 ), taken as (
     delete from {schema}.queued q
     where q.ctid = any (array(select tid from locked))
-        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and w.left_at is null)
+        and exists (
+            select from {schema}.worker w
+            where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
+        )
     returning q.job_id, q.seq, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
 ), moved as (
     insert into {schema}.running

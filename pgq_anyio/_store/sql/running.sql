@@ -33,8 +33,9 @@ with ended as materialized (
     select * from unnest(
         %(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[], %(actions)s::text[],
         %(delays)s::double precision[], %(next_attempts)s::integer[],
-        %(error_types)s::text[], %(error_messages)s::text[], %(error_tracebacks)s::text[], %(reasons)s::text[]
-    ) as e (job_id, worker_id, claim_no, action, delay, next_attempt, error_type, error_message, error_traceback, reason)
+        %(error_types)s::text[], %(error_messages)s::text[], %(error_tracebacks)s::text[], %(reasons)s::text[],
+        %(started)s::boolean[]
+    ) as e (job_id, worker_id, claim_no, action, delay, next_attempt, error_type, error_message, error_traceback, reason, started)
 ), locked as materialized (
     select r.job_id from {schema}.running r
     where r.job_id = any (%(job_ids)s::bigint[]) order by r.job_id for update
@@ -44,7 +45,7 @@ with ended as materialized (
     returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at, r.payload,
         case when r.cancel_requested_at is not null then 'cancelled' else e.action end as action,
         coalesce(r.cancel_reason, e.reason) as reason,
-        e.delay, e.next_attempt, e.error_type, e.error_message, e.error_traceback
+        e.delay, e.next_attempt, e.error_type, e.error_message, e.error_traceback, e.started
 ), recorded as (
     insert into {schema}.finished
         (job_id, entrypoint, status, priority, attempt, crashes, worker_id, created_at, claimed_at,
@@ -68,6 +69,11 @@ with ended as materialized (
         job_id, entrypoint, priority, coalesce(next_attempt, attempt), crashes, created_at, payload
     from gone where action = 'again' and delay > 0
     returning job_id
+), refunded as (
+    -- A job that never started spent no token of its rate.
+    insert into {schema}.limiter_refund (entrypoint, tokens)
+    select g.entrypoint, count(*) from gone g join {schema}.limiter l on l.entrypoint = g.entrypoint
+    where not g.started and l.requests_per_second < 'infinity' group by g.entrypoint
 ), woken as (
     -- 'front': rows may lie left of every claimer's hint.
     select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
@@ -100,9 +106,13 @@ with locked as materialized (
     insert into {schema}.queued (seq, job_id, entrypoint, priority, attempt, crashes, created_at, payload)
     select seq, job_id, entrypoint, priority, attempt, crashes, created_at, payload
     from gone where cancel_requested_at is null order by seq
-    returning entrypoint
+), refunded as (
+    insert into {schema}.limiter_refund (entrypoint, tokens)
+    select g.entrypoint, count(*) from gone g join {schema}.limiter l on l.entrypoint = g.entrypoint
+    where l.requests_per_second < 'infinity' group by g.entrypoint
 ), woken as (
-    select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
+    -- Also for jobs that only leave a slot free.
+    select pg_notify({channel}, 'front:' || left(g.entrypoint, 1000)) from (select distinct entrypoint from gone) g
 )
 select array(select job_id from gone), (select count(*) from woken)
 

@@ -11,7 +11,7 @@ on conflict (worker_id) do nothing
 with beaten as (
     update {schema}.worker w set beat = w.beat + 1, heartbeat_at = clock_timestamp()
     where w.worker_id = %(worker_id)s::bigint and w.left_at is null
-    returning w.worker_id
+    returning w.worker_id, w.outdated
 )
 select
     extract(epoch from clock_timestamp())::double precision,
@@ -38,6 +38,7 @@ select
         select from {schema}.running r
         where r.worker_id = %(worker_id)s::bigint and r.claim_no = any (%(unresolved)s::bigint[])
     ),
+    beaten.outdated,
     -- An echo for the listener of this worker: how it notices that its connection is dead.
     pg_notify('pgq_anyio.w' || beaten.worker_id, 'echo')
 from beaten cross join (
@@ -53,7 +54,7 @@ update {schema}.worker w set sleeping = %(sleeping)s::boolean where w.worker_id 
 
 -- name: mark_left
 -- A worker that goes although handlers of its own still run: its jobs may be rescued at once.
-update {schema}.worker w set left_at = clock_timestamp(), sleeping = false
+update {schema}.worker w set left_at = clock_timestamp(), sleeping = false, dozing = '{{}}'
 where w.worker_id = %(worker_id)s::bigint and w.left_at is null
 
 -- name: leave
@@ -88,7 +89,8 @@ with gone_worker as (
     from gone where cancel_requested_at is null order by seq
     returning entrypoint
 ), woken as (
-    select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
+    -- Also for jobs that only leave a slot free.
+    select pg_notify({channel}, 'front:' || left(g.entrypoint, 1000)) from (select distinct entrypoint from gone) g
     union all
     select pg_notify({channel}, 'schedule') where exists (select from released)
 )
@@ -165,7 +167,8 @@ with judged as materialized (
     where s.name = o.name and s.expression = o.expression and s.worker_id = o.worker_id
     returning s.name
 ), woken as (
-    select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
+    -- Also for jobs that only leave a slot free.
+    select pg_notify({channel}, 'front:' || left(d.entrypoint, 1000)) from (select distinct entrypoint from decided) d
     union all
     select pg_notify({channel}, 'schedule') where exists (select from released)
 )

@@ -1,0 +1,412 @@
+"""Brings in jobs of limited names: a claimer of their own, so that limits neither delay nor slow the other names.
+
+One claim is for all names that may have something, in one round trip: it tries their locks, then counts and takes. What
+a name has to wait for decides when it is asked for again:
+
+- its lock is held by another worker: a moment;
+- it is full: until a slot is free. Slots of our own jobs are known when their outcome is stored; other workers say so
+  when they free a slot and do not take it themselves;
+- its next token is not due: until it is;
+- it has nothing queued: until a notification, as for other names (the row of the worker lists such names).
+
+Nothing depends on notifications: each name is looked at again after the poll interval. Names are found in memory of the
+registered limits, but what they allow is read by each claim: the database's definition holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+import attrs
+from anyio import CancelScope
+from anyio.abc import TaskStatus
+from psycopg import OperationalError
+
+from .._db import retrying
+from .._db.line import Line
+from .._db.retrying import PATIENCE
+from .._doorbell import Doorbell
+from .._hints import Hints
+from .._holdings import Holdings
+from .._limits import Limits
+from .._models import Job
+from .._store._sql import Store
+from .._store.limiter import (
+    Definition,
+    LimitedClaim,
+    NameAnswer,
+    Scan,
+    claim_limited,
+    list_limits,
+    notify_slots,
+    set_dozing,
+)
+
+logger = logging.getLogger("pgq_anyio.limits")
+
+#: Pause before a lock that another worker holds is tried again (in seconds, jittered between the two).
+LOCKED_PAUSE: Final = (0.005, 0.02)
+#: The longest pause before rows that others have locked are tried again (in seconds).
+LONGEST_PAUSE: Final = 0.25
+#: How far a claim reaches beyond rows that others have locked.
+MAX_REACH: Final = 8
+#: When a name that has nothing queued is looked at again (in seconds after the last look); then the poll interval.
+LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
+#: Without being empty for this long, nobody has to notify us for a name (in seconds).
+AWAKE_AFTER: Final = 1.0
+#: Pause between two notifications that slots are free which we cannot take (in seconds).
+TELL_PAUSE: Final = 0.05
+
+
+@attrs.define(eq=False)
+class LimitedName:
+    """What the claimer knows of one name."""
+
+    name: str
+    hints: Hints | None
+    #: when it is to be asked for (event loop's clock)
+    ready_at: float = -math.inf
+    #: whether it waits for news and ``ready_at`` is only the poll
+    resting: bool = False
+    #: whether nothing was queued when it was looked at last, and when that was
+    empty: bool = False
+    emptied_at: float = -math.inf
+    #: how many of LOOK_AGAIN have passed
+    looks: int = 0
+    #: whether there was news since the last claim began
+    woken: bool = False
+    #: whether one of our jobs has freed a slot that was not looked at yet
+    freed: bool = False
+    pause: float = 0.0
+
+    def wake(self, *, in_front: bool = False) -> None:
+        """There is news: ask for it at once."""
+        self.woken = True
+        self.ready_at = -math.inf
+        self.resting = False
+        if in_front and self.hints is not None:
+            self.hints.sweep_next()
+
+    def wait(self, pause: float) -> None:
+        """Ask for it again in so many seconds, whatever happens."""
+        self.empty = self.resting = False
+        self.ready_at = anyio.current_time() + pause
+
+    def rest(self, poll_interval: float, *, empty: bool) -> None:
+        """Ask for it when there is news."""
+        now = anyio.current_time()
+        self.empty = empty
+        pause = poll_interval
+        if empty:
+            self.emptied_at = now
+            if self.looks < len(LOOK_AGAIN):
+                pause = LOOK_AGAIN[self.looks]
+                self.looks += 1
+        self.resting = pause == poll_interval
+        self.ready_at = now + pause
+
+
+@attrs.define(eq=False, kw_only=True)
+class LimitedClaimer:
+    """What the claimer of limited names knows."""
+
+    line: Line
+    store: Store
+    worker_id: int
+    #: all names that this worker serves, with the limits that it registered
+    registered: Mapping[str, Limits]
+    holdings: Holdings
+    #: opens the shielded scope of one claim
+    shield: Callable[[], CancelScope]
+    #: starts the jobs of one claim; never waits
+    start_jobs: Callable[[Sequence[Job], int], None]
+    #: called when the set of limited names has changed
+    on_names: Callable[[], None]
+    #: called when nothing is to be done
+    on_idle: Callable[[], None]
+    #: rung when a slot of the worker becomes free
+    room: Doorbell
+    batch_size: int
+    poll_interval: float
+    names: dict[str, LimitedName] = attrs.field(factory=dict, init=False)
+    #: the names for which enqueuers notify this worker, as its row says
+    dozing: frozenset[str] = attrs.field(default=frozenset(), init=False)
+    _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
+    #: whether the definitions have changed since they were read
+    _outdated: bool = attrs.field(default=False, init=False)
+    _definitions: dict[str, Definition] = attrs.field(factory=dict, init=False)
+    reach: int = attrs.field(default=1, init=False)
+    told_at: float = attrs.field(default=-math.inf, init=False)
+    connection_no: int = attrs.field(default=0, init=False)
+
+    # -- news, all of it synchronous -------------------------------------------------------------------------------
+
+    def define(self, definitions: Sequence[Definition]) -> None:
+        """Take in what the database says that the limits are."""
+        for one in definitions:
+            known, ours = self._definitions.get(one.entrypoint), self.registered[one.entrypoint]
+            if one.limits != ours and (known is None or known.limits != one.limits):
+                logger.warning(
+                    "the entrypoint %r was registered here with %s, but %s started later and registered it with %s; "
+                    "the database keeps the last definition",
+                    one.entrypoint,
+                    ours,
+                    one.defined_by,
+                    one.limits,
+                )
+        self._definitions = {one.entrypoint: one for one in definitions}
+        before = self.names
+        self.names = {
+            name: before.get(name) or LimitedName(name, None)
+            for name, one in self._definitions.items()
+            if one.limits.is_limited
+        }
+        for name, entry in self.names.items():
+            # Strict order leaves no room for hints: a job may come back to its old place, or commit late.
+            if self._definitions[name].limits.serialized:
+                entry.hints = None
+            elif entry.hints is None:
+                entry.hints = Hints((name,))
+            entry.wake()
+        self._outdated = False
+        if self.names.keys() != before.keys():
+            self.on_names()
+        self._bell.ring()
+
+    def outdate(self) -> None:
+        """The limits in the database have changed."""
+        self._outdated = True
+        self._bell.ring()
+        self.room.ring()
+
+    def wake(self, name: str | None, *, in_front: bool = False) -> None:
+        """There may be something for a name (``None``: for any)."""
+        for one in self.names.values() if name is None else [self.names[name]]:
+            one.wake(in_front=in_front)
+        self._bell.ring()
+
+    def freed(self, names: Iterable[str]) -> None:
+        """Outcomes of our own jobs have been stored: their slots are free."""
+        for name in names:
+            one = self.names.get(name)
+            if one is not None:
+                one.freed = True
+                one.wake()
+                self._bell.ring()
+
+    # -- what is to be done ----------------------------------------------------------------------------------------
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the definitions have to be read."""
+        return self._outdated
+
+    def due(self) -> list[LimitedName]:
+        """The names to ask for now. A poll is one for all names that rest: it costs one statement."""
+        now = anyio.current_time()
+        due = [one for one in self.names.values() if one.ready_at <= now]
+        if any(one.resting for one in due):
+            due = [one for one in self.names.values() if one.ready_at <= now or one.resting]
+        return due
+
+    def sleepers(self) -> frozenset[str]:
+        """The names for which enqueuers have to notify this worker."""
+        now = anyio.current_time()
+        return frozenset(one.name for one in self.names.values() if one.empty or now - one.emptied_at < AWAKE_AFTER)
+
+    async def wait_news(self) -> None:
+        """Wait until a name is due."""
+        next_at = min((one.ready_at for one in self.names.values()), default=math.inf)
+        if math.isinf(next_at) and next_at > 0:
+            await self._bell.wait()
+        elif (pause := next_at - anyio.current_time()) > 0:
+            await self._bell.wait(pause)
+
+
+async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Claim until cancelled."""
+    task_status.started()
+    while True:
+        if claimer.outdated:
+            await retrying(partial(refresh_once, claimer), what="reading the limits", patience=PATIENCE)
+        elif not (due := claimer.due()):
+            await _doze(claimer)
+            claimer.on_idle()
+            await claimer.wait_news()
+        elif claimer.holdings.limited_room < 1:
+            claimer.holdings.wait_hungry(limited=True)
+            await _wait_room(claimer, due)
+        else:
+            await retrying(partial(claim_limited_once, claimer, due), what="claiming limited jobs")
+            if claimer.dozing - claimer.sleepers():
+                await _doze(claimer)
+
+
+async def refresh_once(claimer: LimitedClaimer) -> None:
+    """Read the definitions."""
+    conn = await claimer.line.connection()
+    names = list(claimer.registered)
+    claimer.define(await list_limits(conn, claimer.store, names, worker_id=claimer.worker_id))
+
+
+async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> int:
+    """Make one claim for these names and start what it brings.
+
+    :return: how many jobs it brought
+    :raises psycopg.OperationalError: if the claim was not answered in time; its number is then remembered as lost
+    """
+    number: int | None = None
+    limit = 0
+    claim: LimitedClaim | None = None
+    try:
+        with claimer.shield():
+            conn = await claimer.line.connection()
+            if claimer.line.opened != claimer.connection_no:
+                claimer.connection_no = claimer.line.opened
+                for one in claimer.names.values():
+                    if one.hints is not None:
+                        one.hints.forget()
+            limit = min(claimer.holdings.limited_room, claimer.batch_size)
+            if limit < 1:
+                return 0
+            number = claimer.holdings.open_claim(limit, limited=True)
+            for one in due:
+                one.woken = False
+            started_at = anyio.current_time()
+            hinted = {one.name: None if one.hints is None else one.hints.lanes(started_at) for one in due}
+            claim = await claim_limited(
+                conn,
+                claimer.store,
+                Scan.over(hinted),
+                worker_id=claimer.worker_id,
+                claim_no=number,
+                limit=limit,
+                reach=claimer.reach,
+            )
+            claimer.start_jobs([job for job, _ in claim.jobs], number)
+            got = len(claim.jobs)
+            swept = {name for name, lanes in hinted.items() if lanes is None}
+            _learn(claimer, claim, swept, anyio.current_time() - started_at, has_room=got < limit)
+    finally:
+        if number is not None:
+            if claim is None:
+                claimer.holdings.lose_claim(number)
+            else:
+                now = anyio.current_time()
+                hungry = any(one.ready_at <= now for one in claimer.names.values())
+                claimer.holdings.resolve_claim(number, hungry=hungry and len(claim.jobs) == limit)
+    if claim is None:
+        claimer.line.close()
+        raise OperationalError("the claim was not answered in time")
+    return len(claim.jobs)
+
+
+def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool) -> None:
+    """Decide for each name when it is to be asked for again."""
+    by_name: dict[str, list[tuple[Job, int]]] = {}
+    for job, seq in claim.jobs:
+        by_name.setdefault(job.entrypoint, []).append((job, seq))
+    contended = False
+    for answer in claim.names:
+        one = claimer.names.get(answer.entrypoint)
+        if one is None:
+            continue  # its limits are gone since
+        jobs = by_name.get(answer.entrypoint, [])
+        if one.hints is not None and answer.locked:
+            one.hints.learn(jobs)
+            if answer.entrypoint in swept:
+                one.hints.swept(anyio.current_time(), took)
+        contended = _decide(claimer, one, answer, len(jobs), swept=one.name in swept, has_room=has_room) or contended
+        if one.woken:
+            one.wake()
+    claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
+
+
+def _decide(
+    claimer: LimitedClaimer, one: LimitedName, answer: NameAnswer, got: int, *, swept: bool, has_room: bool
+) -> bool:
+    """Set when a name is to be asked for again; whether others had its rows locked."""
+    if not answer.locked:
+        one.wait(random.uniform(*LOCKED_PAUSE))  # noqa: S311  (jitter, not a secret)
+        return False
+    one.freed = False
+    if answer.slots_left is not None and answer.slots_left <= 0:
+        one.looks = 0
+        one.rest(claimer.poll_interval, empty=False)
+        return False
+    if answer.candidates <= got and has_room and not got and swept:
+        one.rest(claimer.poll_interval, empty=True)
+        return False
+    if not got:
+        if not answer.candidates and one.hints is not None:
+            one.hints.sweep_next()  # what is left of the hint was not looked at
+            one.wait(0.0)
+            return False
+        if not has_room:
+            one.wait(0.0)
+            return False
+    one.looks = 0
+    if answer.pause is not None and answer.pause > 0:
+        one.wait(answer.pause)
+        return False
+    if got:
+        one.pause = 0.0
+        one.wait(0.0)
+        if got < answer.candidates and has_room:
+            return True
+        if answer.candidates <= got and one.hints is not None and has_room:
+            one.hints.sweep_next()
+        return False
+    # Others have locked all rows in reach: cancel requests in transactions that are still open.
+    one.pause = min(max(one.pause * 2, LOCKED_PAUSE[0]), LONGEST_PAUSE)
+    one.wait(one.pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+    return True
+
+
+async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> None:
+    """Wait for room in this worker. Slots that it frees meanwhile are for others."""
+    freed = [one.name for one in due if one.freed]
+    timeout: float | None = None
+    if freed:
+        now = anyio.current_time()
+        if now - claimer.told_at >= TELL_PAUSE:
+            claimer.told_at = now
+            for name in freed:
+                claimer.names[name].freed = False
+
+            async def tell() -> None:
+                await notify_slots(await claimer.line.connection(), claimer.store, freed)
+
+            await retrying(tell, what="telling that slots are free", patience=PATIENCE)
+            if claimer.holdings.limited_room >= 1:
+                return
+        else:
+            timeout = TELL_PAUSE - (now - claimer.told_at)
+    await claimer.room.wait(timeout)
+
+
+async def _doze(claimer: LimitedClaimer) -> None:
+    """Bring the row of the worker up to date: for which names it is to be notified."""
+    sleepers = claimer.sleepers()
+    empty = {one.name for one in claimer.names.values() if one.empty}
+    if empty <= claimer.dozing and not (claimer.dozing - sleepers):
+        return
+
+    async def mark() -> None:
+        conn = await claimer.line.connection()
+        await set_dozing(conn, claimer.store, worker_id=claimer.worker_id, entrypoints=sorted(sleepers))
+
+    await retrying(mark, what="marking the worker as waiting for limited jobs", patience=PATIENCE)
+    for name in sleepers - claimer.dozing:
+        # What was enqueued without seeing the mark is found by looking again.
+        one = claimer.names.get(name)
+        if one is not None and one.empty:
+            one.looks = 0
+            one.rest(claimer.poll_interval, empty=True)
+    claimer.dozing = sleepers
