@@ -2,16 +2,18 @@
 -- Successes, the hot statement: fenced by (job_id, worker_id, claim_no), locked in the order of job_id (a completion and a
 -- cancel of the same jobs deadlock otherwise). The row decides, not the worker: a cancel requested before makes the job cancelled.
 -- Only failed and cancelled jobs keep their payload. Returns the jobs that were still ours.
+-- The count takes all locks before the first row is deleted. Joined to the rows instead, two lists without statistics are
+-- compared each with each: 1,000 jobs took 270 ms. By ctid it would miss rows that a cancel has updated meanwhile.
 with ended as materialized (
     select * from unnest(%(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[])
         as e (job_id, worker_id, claim_no)
 ), locked as materialized (
-    select r.job_id, r.worker_id, r.claim_no
-    from {schema}.running r
+    select r.job_id from {schema}.running r
     where r.job_id = any (%(job_ids)s::bigint[]) order by r.job_id for update
 ), gone as (
-    delete from {schema}.running r using ended e, locked l
-    where r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no and l.job_id = e.job_id
+    delete from {schema}.running r using ended e
+    where (select count(*) from locked) > 0
+        and r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no
     returning r.job_id, r.worker_id, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
         r.cancel_requested_at, r.cancel_reason, r.payload
 ), recorded as (
@@ -40,8 +42,9 @@ with ended as materialized (
     select r.job_id from {schema}.running r
     where r.job_id = any (%(job_ids)s::bigint[]) order by r.job_id for update
 ), gone as (
-    delete from {schema}.running r using ended e, locked l
-    where r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no and l.job_id = e.job_id
+    delete from {schema}.running r using ended e
+    where (select count(*) from locked) > 0
+        and r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no
     returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at, r.payload,
         case when r.cancel_requested_at is not null then 'cancelled' else e.action end as action,
         coalesce(r.cancel_reason, e.reason) as reason,
