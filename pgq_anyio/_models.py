@@ -103,6 +103,9 @@ class JobRecord:
     worker_id: int | None
     cancel_requested_at: datetime | None
     cancel_reason: str | None
+    #: who asked for the cancel: the database's user and the name that the program gave its connection;
+    #: ``None`` if the handler itself decided
+    cancelled_by: str | None
     #: when a handler was first seen to ignore its cancellation
     overdue_at: datetime | None
     #: every failed attempt, oldest first

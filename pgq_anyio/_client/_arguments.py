@@ -95,7 +95,7 @@ def _payload(value: Any) -> bytes | None:
         return bytes(value)
     if isinstance(value, str):
         raise ConfigurationError("a payload is bytes: encode the str, as in text.encode()")
-    raise ConfigurationError(f"a payload must be bytes or None, not {_shown(value)}")
+    raise ConfigurationError(f"a payload must be bytes or None, not {shown(value)}")
 
 
 def _priority(value: Any) -> int:
@@ -105,7 +105,7 @@ def _priority(value: Any) -> int:
                 raise TypeError
             value = operator.index(value)
         except TypeError:
-            raise ConfigurationError(f"a priority must be a whole number, not {_shown(value)}") from None
+            raise ConfigurationError(f"a priority must be a whole number, not {shown(value)}") from None
     if not MIN_PRIORITY <= value <= MAX_PRIORITY:
         raise ConfigurationError(f"a priority must be between {MIN_PRIORITY} and {MAX_PRIORITY}, not {value}")
     return int(value)
@@ -129,7 +129,7 @@ def _due(value: Any) -> tuple[float | None, datetime | None]:
         return None, value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         raise ConfigurationError(f"{value!r} is a plain number: write timedelta(seconds={value!r})")
-    raise ConfigurationError(f"it must be a timedelta, an aware datetime or None, not {_shown(value)}")
+    raise ConfigurationError(f"it must be a timedelta, an aware datetime or None, not {shown(value)}")
 
 
 def check_ids(ids: Iterable[JobId]) -> list[JobId]:
@@ -140,7 +140,7 @@ def check_ids(ids: Iterable[JobId]) -> list[JobId]:
     if isinstance(ids, int):
         raise ConfigurationError(f"ids are a list: write [{ids}]")
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise ConfigurationError(f"ids must be a list of numbers, not {_shown(ids)}")
+        raise ConfigurationError(f"ids must be a list of numbers, not {shown(ids)}")
     return [job_id for job_id in map(_id, ids) if job_id in _INT8]
 
 
@@ -155,7 +155,7 @@ def check_id(job_id: JobId) -> JobId | None:
 
 def _id(value: Any) -> JobId:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"the id of a job is a whole number, not {_shown(value)}")
+        raise ConfigurationError(f"the id of a job is a whole number, not {shown(value)}")
     return JobId(int(value))
 
 
@@ -164,13 +164,13 @@ def check_reason(reason: str | None) -> str | None:
     if reason is None:
         return None
     if not isinstance(reason, str):
-        raise ConfigurationError(f"the reason must be a str, not {_shown(reason)}")
+        raise ConfigurationError(f"the reason must be a str, not {shown(reason)}")
     if "\x00" in reason:
         raise ConfigurationError("the reason has a NUL character, which PostgreSQL cannot store")
     try:
         reason.encode()
     except UnicodeEncodeError:
-        raise ConfigurationError(f"the reason is not valid Unicode: {_shown(reason)}") from None
+        raise ConfigurationError(f"the reason is not valid Unicode: {shown(reason)}") from None
     return reason
 
 
@@ -185,7 +185,7 @@ def list_filters(
         try:
             status = JobStatus(status)
         except ValueError:
-            raise ConfigurationError(f"status must be one of {', '.join(JobStatus)}, not {_shown(status)}") from None
+            raise ConfigurationError(f"status must be one of {', '.join(JobStatus)}, not {shown(status)}") from None
     return {
         "status": status,
         "entrypoint": None if entrypoint is None else check_name("the entrypoint", entrypoint),
@@ -194,7 +194,7 @@ def list_filters(
     }
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in an error message, cut where it would bury the message."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"

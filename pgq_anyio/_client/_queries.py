@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -11,10 +12,11 @@ import psycopg
 from .._db import PsycopgDriver
 from .._errors import ConfigurationError
 from .._models import JobId, JobRecord, JobStatus
-from .._store import cancelling, enqueueing, reading
+from .._store import cancelling, enqueueing, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import run_steps
 from ._arguments import When, check_id, check_ids, check_reason, list_filters, new_jobs
+from ._filters import ended_filter, unfinished_filter
 
 
 class Queries:
@@ -66,24 +68,83 @@ class Queries:
 
     async def mark_job_as_cancelled(
         self,
-        ids: Iterable[JobId],
+        ids: Iterable[JobId] | None = None,
         reason: str | None = None,
         *,
+        entrypoint: str | None = None,
+        status: JobStatus | str | None = None,
+        older_than: timedelta | datetime | None = None,
         connection: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[JobId]:
         """Cancel jobs. One that waits never runs; of one that runs, the handler is cancelled and its end awaited.
 
+        The jobs are named by their ids, or by filters: then all are cancelled that match when the call begins. The
+        record of each says why, and who asked: the database's user and the ``application_name`` of the connection.
+
         :param ids: the jobs. Nothing happens to those that are unknown, have ended, or are being cancelled already.
         :param reason: recorded with the jobs
+        :param entrypoint: instead of ids: jobs of this name
+        :param status: instead of ids: jobs in this state: ``deferred``, ``queued`` or ``running``. One that has left it
+            when its turn comes is passed over.
+        :param older_than: instead of ids: jobs that were created longer ago than this (a ``timedelta``, by the
+            database's clock), or before this moment (an aware ``datetime``)
         :param connection: cancel in the open transaction of this connection, which must be READ COMMITTED; rows stay
             locked until it ends
         :return: the ids of the jobs that this call has cancelled
-        :raises ConfigurationError: if an argument cannot be used
+        :raises ConfigurationError: if an argument cannot be used, or there are neither ids nor filters, or both
         :raises RuntimeError: if the transaction is REPEATABLE READ or SERIALIZABLE, or the driver is not open
         """
-        checked, reason = check_ids(ids), check_reason(reason)
+        wanted = unfinished_filter(ids, entrypoint=entrypoint, status=status, older_than=older_than)
+        checked, reason = check_ids([] if ids is None else ids), check_reason(reason)
         async with self._connection(connection) as conn:
-            return await run_steps(conn, cancelling.cancel_jobs(self._store, conn, checked, reason))
+            if wanted is None:
+                return await run_steps(conn, cancelling.cancel_jobs(self._store, conn, checked, reason))
+            return await run_steps(conn, cancelling.cancel_matching(self._store, conn, wanted, reason))
+
+    async def requeue(
+        self,
+        ids: Iterable[JobId] | None = None,
+        *,
+        entrypoint: str | None = None,
+        status: JobStatus | str | None = None,
+        error_type: str | None = None,
+        finished_after: datetime | None = None,
+        finished_before: datetime | None = None,
+        limit: int | None = None,
+        connection: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[JobId]:
+        """Enqueue jobs again that have failed or were cancelled. They keep id, payload, priority and errors.
+
+        They go to the end of the queue, and attempts are counted from 1 again. The jobs are named by their ids, or by
+        filters, of which all given ones must hold; with many jobs it is done in several transactions, unless there is a
+        ``connection``.
+
+        :param ids: the jobs. Nothing happens to those that are unknown, were successful, or have not ended.
+        :param entrypoint: instead of ids: jobs of this name
+        :param status: instead of ids: ``failed`` or ``cancelled``. Defaults to failed ones, if there is another filter.
+        :param error_type: instead of ids: jobs whose last error is of the class with this name
+        :param finished_after: instead of ids: jobs that ended at this moment (an aware ``datetime``) or later
+        :param finished_before: instead of ids: jobs that ended before this moment
+        :param limit: with a filter: how many at most, the lowest ids first
+        :param connection: requeue in the open transaction of this connection
+        :return: the ids of the jobs that this call has requeued
+        :raises ConfigurationError: if an argument cannot be used, or there are neither ids nor filters, or both
+        :raises RuntimeError: if the driver is not open
+        """
+        wanted = ended_filter(
+            ids,
+            entrypoint=entrypoint,
+            status=status,
+            error_type=error_type,
+            finished_after=finished_after,
+            finished_before=finished_before,
+            limit=limit,
+        )
+        checked = check_ids([] if ids is None else ids)
+        async with self._connection(connection) as conn:
+            if wanted is None:
+                return await run_steps(conn, requeueing.requeue_jobs(self._store, checked))
+            return await run_steps(conn, requeueing.requeue_matching(self._store, wanted))
 
     async def job_status(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
         """Tell the states of jobs, all of one moment.

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,10 +20,11 @@ from psycopg.waiting import Wait
 from .._db._waiting import poll_nowait
 from .._errors import ConfigurationError
 from .._models import JobId, JobRecord, JobStatus
-from .._store import cancelling, enqueueing, reading
+from .._store import cancelling, enqueueing, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import is_in_transaction, run_steps_sync
 from ._arguments import When, check_id, check_ids, check_reason, list_filters, new_jobs
+from ._filters import ended_filter, unfinished_filter
 
 
 class SyncQueries:
@@ -81,12 +83,50 @@ class SyncQueries:
             return run_steps_sync(conn, enqueueing.enqueue(self._store, conn, jobs, always_notify=always_notify))
 
     def mark_job_as_cancelled(
-        self, ids: Iterable[JobId], reason: str | None = None, *, connection: psycopg.Connection[Any] | None = None
+        self,
+        ids: Iterable[JobId] | None = None,
+        reason: str | None = None,
+        *,
+        entrypoint: str | None = None,
+        status: JobStatus | str | None = None,
+        older_than: timedelta | datetime | None = None,
+        connection: psycopg.Connection[Any] | None = None,
     ) -> list[JobId]:
         """Cancel jobs, as ``Queries.mark_job_as_cancelled`` does."""
-        checked, reason = check_ids(ids), check_reason(reason)
+        wanted = unfinished_filter(ids, entrypoint=entrypoint, status=status, older_than=older_than)
+        checked, reason = check_ids([] if ids is None else ids), check_reason(reason)
         with self._connection(connection) as conn:
-            return run_steps_sync(conn, cancelling.cancel_jobs(self._store, conn, checked, reason))
+            if wanted is None:
+                return run_steps_sync(conn, cancelling.cancel_jobs(self._store, conn, checked, reason))
+            return run_steps_sync(conn, cancelling.cancel_matching(self._store, conn, wanted, reason))
+
+    def requeue(
+        self,
+        ids: Iterable[JobId] | None = None,
+        *,
+        entrypoint: str | None = None,
+        status: JobStatus | str | None = None,
+        error_type: str | None = None,
+        finished_after: datetime | None = None,
+        finished_before: datetime | None = None,
+        limit: int | None = None,
+        connection: psycopg.Connection[Any] | None = None,
+    ) -> list[JobId]:
+        """Enqueue jobs again that have failed or were cancelled, as ``Queries.requeue`` does."""
+        wanted = ended_filter(
+            ids,
+            entrypoint=entrypoint,
+            status=status,
+            error_type=error_type,
+            finished_after=finished_after,
+            finished_before=finished_before,
+            limit=limit,
+        )
+        checked = check_ids([] if ids is None else ids)
+        with self._connection(connection) as conn:
+            if wanted is None:
+                return run_steps_sync(conn, requeueing.requeue_jobs(self._store, checked))
+            return run_steps_sync(conn, requeueing.requeue_matching(self._store, wanted))
 
     def job_status(self, ids: Iterable[JobId]) -> dict[JobId, JobStatus]:
         """Tell the states of jobs, as ``Queries.job_status`` does."""

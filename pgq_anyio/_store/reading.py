@@ -88,9 +88,19 @@ def _record(row: tuple[Any, ...]) -> JobRecord:
     job_id, entrypoint, status, priority, attempt, crashes, payload, created_at, run_at, claimed_at, finished_at = row[
         :11
     ]
-    worker_id, cancel_requested_at, cancel_reason, overdue_at, *last, attempts, failed_ats, types, messages, traces = (
-        row[11:]
-    )
+    (
+        worker_id,
+        cancel_requested_at,
+        cancel_reason,
+        overdue_at,
+        *last,
+        attempts,
+        failed_ats,
+        types,
+        messages,
+        traces,
+        cancelled_by,
+    ) = row[11:]
     errors = [
         ErrorRecord(*e)
         for e in zip(attempts or (), failed_ats or (), types or (), messages or (), traces or (), strict=True)
@@ -112,6 +122,7 @@ def _record(row: tuple[Any, ...]) -> JobRecord:
         worker_id=worker_id,
         cancel_requested_at=cancel_requested_at,
         cancel_reason=cancel_reason,
+        cancelled_by=cancelled_by,
         overdue_at=overdue_at,
         errors=tuple(errors),
     )

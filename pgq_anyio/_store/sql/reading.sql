@@ -60,14 +60,18 @@ with job as materialized (
 select j.job_id, j.entrypoint, j.status, j.priority, j.attempt, j.crashes, j.payload, j.created_at, j.run_at,
     j.claimed_at, j.finished_at, j.worker_id, j.cancel_requested_at, j.cancel_reason, j.overdue_at,
     j.error_type, j.error_message, j.error_traceback,
-    e.attempts, e.failed_ats, e.types, e.messages, e.tracebacks
+    e.attempts, e.failed_ats, e.types, e.messages, e.tracebacks, c.requested_by
 from job j left join lateral (
     select array_agg(a.attempt order by a.failed_at) as attempts, array_agg(a.failed_at order by a.failed_at) as failed_ats,
         array_agg(a.error_type order by a.failed_at) as types,
         array_agg(a.error_message order by a.failed_at) as messages,
         array_agg(a.error_traceback order by a.failed_at) as tracebacks
     from {schema}.attempt_error a where a.job_id = j.job_id
-) e on true
+) e on true left join lateral (
+    select r.requested_by from {schema}.cancel_request r
+    where r.job_id = j.job_id and (j.status = 'cancelled' or j.cancel_requested_at is not null)
+    order by r.requested_at desc limit 1
+) c on true
 order by j.job_id desc
 
 -- name: queue_size

@@ -1,0 +1,40 @@
+-- name: find_requeueable
+-- One page of the jobs that match, in the order of their ids: for the statement below, which takes them as it finds them.
+select f.job_id from {schema}.finished f
+where f.status <> 'successful' and f.status = any (%(statuses)s::text[]) and f.job_id > %(after)s::bigint
+    and f.finished_at < %(finished_before)s::timestamptz
+    and (%(finished_after)s::timestamptz is null or f.finished_at >= %(finished_after)s::timestamptz)
+    and (%(entrypoint)s::text is null or f.entrypoint = %(entrypoint)s::text)
+    and (%(error_type)s::text is null or f.error_type = %(error_type)s::text)
+order by f.job_id limit %(limit)s::integer
+
+-- name: requeue_jobs
+-- From finished back to queued: the same id, payload, priority and time of creation, a fresh seq, and attempts and crashes
+-- counted anew. The error of the last attempt joins those of the earlier ones. Whoever asked for a cancel is forgotten:
+-- it was for the life that is over.
+-- A record is deleted once, so of two requeues of one job one finds nothing. A job that has run and ended since the caller
+-- looked has a younger record, which "finished_before" keeps (null: whatever its age).
+with chosen as materialized (
+    select f.job_id from {schema}.finished f
+    where f.job_id = any (%(job_ids)s::bigint[]) and f.status <> 'successful'
+        and (%(finished_before)s::timestamptz is null or f.finished_at < %(finished_before)s::timestamptz)
+    order by f.job_id for update
+), gone as (
+    delete from {schema}.finished f using chosen c
+    where f.job_id = c.job_id and f.status <> 'successful'
+    returning f.job_id, f.entrypoint, f.priority, f.attempt, f.worker_id, f.created_at, f.finished_at, f.payload,
+        f.error_type, f.error_message, f.error_traceback
+), noted as (
+    insert into {schema}.attempt_error (job_id, attempt, worker_id, failed_at, error_type, error_message, error_traceback)
+    select job_id, attempt, worker_id, finished_at, error_type, coalesce(error_message, ''), error_traceback
+    from gone where error_type is not null
+), forgotten as (
+    delete from {schema}.cancel_request r using gone g where r.job_id = g.job_id
+), requeued as (
+    insert into {schema}.queued (job_id, entrypoint, priority, created_at, payload)
+    select job_id, entrypoint, priority, created_at, payload from gone order by job_id
+    returning job_id, entrypoint
+), woken as (
+    select pg_notify({channel}, 'queued:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
+)
+select array(select job_id from requeued order by job_id), (select count(*) from woken)
