@@ -43,8 +43,8 @@ _REFUSED: Final = re.compile(
 )
 
 _POLICY: Final = RetryPolicy(initial_delay=0.1, max_delay=10)
-#: How long a service waits for the answer to its first attempt (in seconds): more than a busy server should take, and an
-#: end to a connection that has gone silent.
+#: How long a service waits for the answer to its first attempt (in seconds): more than a busy server should take, and
+#: an end to a connection that has gone silent.
 PATIENCE: Final = 10.0
 #: Pause between two warnings about the same trouble (in seconds).
 WARN_EVERY: Final = 60.0

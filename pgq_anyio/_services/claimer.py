@@ -67,14 +67,23 @@ DISPATCH_SETTINGS: Final = {
 class ClaimShield:
     """Bounds each claim, and the one that is under way when the worker stops even more."""
 
-    #: the longest a claim may take (in seconds): what it took in vain is held by nobody meanwhile
+    #: the longest a claim may take (in seconds): what it took in vain is held by nobody meanwhile. One that took longer
+    #: makes it twice as long for the next, in case that it is the server that is slow
     timeout: float = CLAIM_TIMEOUT
+    _patience: float = attrs.field(init=False)
     _scope: CancelScope | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._patience = self.timeout
 
     def open(self) -> CancelScope:
         """A shielded scope for one claim."""
-        self._scope = CancelScope(shield=True, deadline=anyio.current_time() + self.timeout)
+        self._scope = CancelScope(shield=True, deadline=anyio.current_time() + self._patience)
         return self._scope
+
+    def answered(self, *, in_time: bool) -> None:
+        """Learn how the last claim went."""
+        self._patience = self.timeout if in_time else min(self._patience * 2, CLAIM_TIMEOUT)
 
     def hurry(self) -> None:
         """Let the claim under way, if any, end soon."""
@@ -137,8 +146,8 @@ async def claim_once(claimer: Claimer) -> bool:
     :return: whether it is worth claiming again at once
     :raises psycopg.OperationalError: if the claim was not answered in time; its number is then remembered as lost
     """
-    limit = 0
     number: int | None = None
+    limit = 0
     claim: Claim | None = None
     lanes: Lanes | None = None
     try:
@@ -163,6 +172,7 @@ async def claim_once(claimer: Claimer) -> bool:
                 claimer.holdings.lose_claim(number)
             else:
                 claimer.holdings.resolve_claim(number, hungry=len(claim.jobs) == limit)
+    claimer.shield.answered(in_time=claim is not None)
     if claim is None:
         claimer.line.close()
         raise OperationalError("the claim was not answered in time")

@@ -23,7 +23,9 @@ from .._models import JobId
 
 logger = logging.getLogger("pgq_anyio.listener")
 
-#: How long connecting and LISTEN may take together (in seconds).
+#: How long a worker that starts waits for its listener (in seconds).
+PATIENCE: Final = 2.0
+#: How long connecting and LISTEN may take together later on (in seconds).
 LISTEN_TIMEOUT: Final = 15.0
 #: A connection that has lasted this long (in seconds) has worked.
 WORKING: Final = 1.0
@@ -49,13 +51,20 @@ class Ear:
 
 
 async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    """Listen until cancelled."""
+    """Listen until cancelled; started once it listens, or cannot for now."""
     started = False
 
     async def listen() -> None:
         nonlocal started
         try:
-            conn = await open_once(ear)
+            try:
+                conn = await open_once(ear, LISTEN_TIMEOUT if started else PATIENCE)
+            except OperationalError as error:
+                # Work does not wait for what it does not depend on.
+                if not started and is_transient(error):
+                    started = True
+                    task_status.started()
+                raise
             if not started:
                 started = True
                 task_status.started()
@@ -75,17 +84,18 @@ async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_S
         await retrying(listen, what="listening for notifications")
 
 
-async def open_once(ear: Ear) -> Connection:
+async def open_once(ear: Ear, timeout: float) -> Connection:
     """Connect and listen.
 
+    :param timeout: how long both may take together (in seconds)
     :raises psycopg.OperationalError: if that takes too long
     """
-    with anyio.move_on_after(LISTEN_TIMEOUT):
+    with anyio.move_on_after(timeout):
         conn = await ear.line.connection()
         await subscribe(conn, ear.channels)
         ear.on_listening()
         return conn
-    raise OperationalError(f"the server did not let us listen within {LISTEN_TIMEOUT:g} s")
+    raise OperationalError(f"the server did not let us listen within {timeout:g} s")
 
 
 async def subscribe(conn: Connection, channels: tuple[str, ...]) -> None:
