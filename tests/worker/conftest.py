@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from pgq_anyio import PgQueuer, PsycopgDriver, Queries
+from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, open_fleet
+from tests.worker.own_server import OwnServer, open_own_server
+from tests.worker.proxy import Proxy, open_proxy
 
 
 @pytest.fixture(
@@ -43,3 +47,41 @@ def fleet(dsn: str, schema: str) -> Iterator[Fleet]:
     """Worker processes on the test's schema."""
     with open_fleet(dsn, schema) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    """What handlers of ``tests.worker.away`` write."""
+    journal = Journal(tmp_path / "journal")
+    monkeypatch.setenv("PGQ_TEST_JOURNAL", str(journal.path))
+    return journal
+
+
+@pytest.fixture
+def proxy(dsn: str) -> Iterator[Proxy]:
+    """A proxy before the server of the run."""
+    with open_proxy(dsn) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def _own_server(server_dsn: str) -> Iterator[OwnServer]:
+    with open_own_server(server_dsn) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(_own_server: OwnServer, empty_schema: str) -> OwnServer:
+    """A running server that the test may stop and kill, with the tables of the schema ``empty_schema``."""
+    _own_server.start()
+    _own_server.migrate(empty_schema)
+    return _own_server
+
+
+@pytest.fixture
+def own_fleet(own_server: OwnServer, empty_schema: str) -> Iterator[Fleet]:
+    """Worker processes on a server that the test may stop and kill."""
+    with open_fleet(own_server.dsn, empty_schema) as fleet:
+        yield fleet
+        own_server.start()
+        fleet.reconnect()

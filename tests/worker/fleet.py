@@ -99,9 +99,14 @@ class Fleet:
             wait_until(worker.is_registered, what="the worker is registered")
         return worker
 
+    def reconnect(self) -> None:
+        """Look at the database through a new connection: the server has been restarted."""
+        self.connection.close()
+        self.connection = psycopg.connect(self.dsn, autocommit=True)
+
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run a query; ``{schema}`` and ``{log}`` stand for the schema and the table of the handlers' entries."""
-        text = sql.SQL(query).format(schema=sql.Identifier(self.schema), log=sql.Identifier(self.schema + "_log"))  # type: ignore[arg-type]  (tests write it)
+        text = sql.SQL(query).format(schema=sql.Identifier(self.schema), log=sql.Identifier(self.schema + "_log"))
         cursor = self.connection.execute(text, parameters or None)
         return cursor.fetchall() if cursor.description is not None else []
 
@@ -132,8 +137,8 @@ class Fleet:
 @contextmanager
 def open_fleet(dsn: str, schema: str) -> Iterator[Fleet]:
     """A fleet without workers; whatever is started in it has ended afterwards."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        fleet = Fleet(dsn, schema, connection)
+    fleet = Fleet(dsn, schema, psycopg.connect(dsn, autocommit=True))
+    try:
         fleet.rows(
             "create table {log} (job_id bigint, event text, pid integer, at timestamptz default clock_timestamp())"
         )
@@ -143,3 +148,5 @@ def open_fleet(dsn: str, schema: str) -> Iterator[Fleet]:
             for worker in fleet.workers:
                 worker.end()
             fleet.rows("drop table {log}")
+    finally:
+        fleet.connection.close()

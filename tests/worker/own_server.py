@@ -1,0 +1,94 @@
+"""A PostgreSQL server that a test may stop, kill and start again, and whose log it may count."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import psycopg
+
+from pgq_anyio._db import Connection
+from pgq_anyio._embedded import PostgresBinaries
+from pgq_anyio._embedded._binaries import StopMode
+from pgq_anyio._store.migrations import migrate
+from tests.conftest import run_in_thread
+
+#: wal_writer_delay: what was committed without waiting for the disk is lost in a crash within ten seconds.
+OPTIONS = {
+    "fsync": "off",
+    "max_connections": "100",
+    "autovacuum": "off",
+    "wal_writer_delay": "10s",
+    "log_line_prefix": "[%a] ",
+    "log_statement": "all",
+}
+_STATEMENT = re.compile(r"^\[pgq_anyio(?: (\w+))?\] LOG:  (?:statement|execute [^:]*):", re.MULTILINE)
+
+
+@attrs.define(eq=False)
+class OwnServer:
+    """A server on a unix socket."""
+
+    binaries: PostgresBinaries
+    data: Path
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def dsn(self) -> str:
+        return f"host={self.data} user=postgres dbname=postgres"
+
+    @property
+    def log(self) -> Path:
+        return self.data.parent / "log"
+
+    def start(self) -> None:
+        """Start it if it does not run."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = self.binaries.start(self.data, socket_directory=self.data, options=OPTIONS, log=self.log)
+
+    def stop(self, mode: StopMode) -> None:
+        """Stop it and wait for its end."""
+        if self._process is not None:
+            self.binaries.stop(self._process, mode)
+
+    def migrate(self, schema: str) -> None:
+        """Make the tables."""
+
+        async def run() -> None:
+            connection = await Connection.connect(self.dsn)
+            try:
+                await migrate(connection, schema)
+            finally:
+                connection.abort()
+
+        run_in_thread(run)
+
+    def statements(self, since: int = 0) -> list[str]:
+        """The role of each statement that workers have sent, from a position of the log on."""
+        with self.log.open("rb") as file:
+            file.seek(since)
+            return _STATEMENT.findall(file.read().decode(errors="replace"))
+
+
+@contextmanager
+def open_own_server(dsn: str) -> Iterator[OwnServer]:
+    """A server of the same binaries as the one of ``dsn``; not started yet."""
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("select setting from pg_config where name = 'BINDIR'").fetchone()
+    assert row is not None
+    directory = Path(tempfile.mkdtemp(prefix="pgq-away-"))
+    directory.chmod(0o711)
+    server = OwnServer(PostgresBinaries(Path(row[0])), directory / "data")
+    try:
+        server.log.touch()
+        server.binaries.initdb(server.data, sync=False)
+        yield server
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(directory, ignore_errors=True)
