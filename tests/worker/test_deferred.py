@@ -1,0 +1,121 @@
+"""Deferred jobs: never early by the server's clock, soon after their time, in due order."""
+
+from __future__ import annotations
+
+import statistics
+from datetime import datetime, timedelta
+
+import anyio
+import pytest
+
+from pgq_anyio import Job, JobId, JobStatus, PgQueuer, PsycopgDriver, Queries
+from pgq_anyio.testing import drain, running_worker
+
+pytestmark = pytest.mark.anyio
+
+
+async def server_time(driver: PsycopgDriver) -> datetime:
+    """What time the server has."""
+    async with driver.connection() as connection:
+        cursor = await connection.execute("select clock_timestamp()")
+        row = await cursor.fetchone()
+    assert row is not None
+    time = row[0]
+    assert isinstance(time, datetime)
+    return time
+
+
+@pytest.mark.promise(9)
+async def test_never_early_and_soon_after(app: PgQueuer, queries: Queries, driver: PsycopgDriver) -> None:
+    """On an idle worker with a poll interval of 30 s. Lateness is a median: the machine of the tests is shared."""
+    started: dict[JobId, datetime] = {}
+    due: dict[JobId, datetime] = {}
+
+    @app.entrypoint("later")
+    async def later(job: Job) -> None:
+        started[job.id] = await server_time(driver)
+
+    async with running_worker(app, dequeue_timeout=30):
+        for delay in (1.0, 0.3, 0.9, 0.5, 0.7):
+            before = await server_time(driver)
+            (job_id,) = await queries.enqueue("later", execute_after=timedelta(seconds=delay))
+            due[job_id] = before + timedelta(seconds=delay)
+        with anyio.fail_after(10):
+            while len(started) < len(due):
+                await anyio.lowlevel.checkpoint()
+    lateness = [(started[job_id] - due[job_id]).total_seconds() for job_id in due]
+    assert min(lateness) >= 0
+    assert statistics.median(lateness) < 0.1
+
+
+@pytest.mark.promise(9)
+async def test_due_order_is_kept_and_priority_decides_among_due_jobs(
+    app: PgQueuer, queries: Queries, driver: PsycopgDriver
+) -> None:
+    """What became due while nobody ran starts by priority, and within a priority in the order of becoming due."""
+    seen: list[bytes | None] = []
+
+    @app.entrypoint("later")
+    async def later(job: Job) -> None:
+        seen.append(job.payload)
+
+    jobs = [(b"third", 0, 0.3), (b"first", 0, 0.1), (b"second", 0, 0.2), (b"urgent", 5, 0.35)]
+    payloads, priorities, delays = zip(*jobs, strict=True)
+    ids = await queries.enqueue(
+        ["later"] * len(jobs),
+        list(payloads),
+        list(priorities),
+        execute_after=[timedelta(seconds=delay) for delay in delays],
+    )
+    assert set(dict(await queries.job_status(ids)).values()) == {JobStatus.DEFERRED}
+    async with driver.connection() as connection:
+        await connection.execute("select pg_sleep(0.5)")
+    with anyio.fail_after(10):
+        await drain(app, max_concurrency=1, batch_size=1)
+    assert [b"urgent", b"first", b"second", b"third"] == seen
+
+
+@pytest.mark.promise(10)
+async def test_deferred_jobs_of_higher_priority_do_not_slow_a_due_one(
+    app: PgQueuer, queries: Queries, driver: PsycopgDriver, schema: str
+) -> None:
+    """100,000 of them wait in a table of their own: the claim of the due job never sees them."""
+    ran = anyio.Event()
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        ran.set()
+
+    async with driver.connection() as connection:
+        await connection.execute(
+            f"insert into {schema}.deferred (run_at, entrypoint, priority)"
+            " select now() + interval '1 day', 'fetch', 9 from generate_series(1, 100000)"
+        )
+    async with running_worker(app, dequeue_timeout=30):
+        asked_at = anyio.current_time()
+        await queries.enqueue("fetch")
+        with anyio.fail_after(5):
+            await ran.wait()
+        assert anyio.current_time() - asked_at < 0.5
+
+
+@pytest.mark.promise(10)
+async def test_deferral_survives_the_worker_and_a_cancelled_job_never_runs(
+    dsn: str, schema: str, app: PgQueuer, queries: Queries
+) -> None:
+    """Deferred while one worker runs, started by another; cancelled while deferred: never."""
+    ran: list[JobId] = []
+
+    async def later(job: Job) -> None:
+        ran.append(job.id)
+
+    app.entrypoint("later")(later)
+    async with running_worker(app):
+        kept, cancelled = await queries.enqueue(["later"] * 2, execute_after=timedelta(seconds=0.5))
+        assert [cancelled] == await queries.mark_job_as_cancelled([cancelled])
+    assert {kept: JobStatus.DEFERRED, cancelled: JobStatus.CANCELLED} == await queries.job_status([kept, cancelled])
+    other = PgQueuer(dsn, schema=schema)
+    other.entrypoint("later")(later)
+    with anyio.fail_after(10):
+        await drain(other)
+    assert [kept] == ran
