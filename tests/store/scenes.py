@@ -77,6 +77,15 @@ async def value(conn: Connection, store: Store, query: str, *parameters: Any) ->
     return found
 
 
+async def forbid_indexes(conn: Connection) -> None:
+    """Make the planner read whole tables, so that an order that only an index would bring is none."""
+    await conn.execute(
+        "select set_config(name, 'off', false) from unnest(array["
+        "'enable_indexscan', 'enable_indexonlyscan', 'enable_bitmapscan', 'enable_tidscan']) as s (name)"
+    )
+    await conn.execute("set enable_seqscan = on; set enable_hashjoin = on")
+
+
 async def wait_blocked(observer: Connection, blocked: Connection) -> None:
     """Wait until a statement on ``blocked`` waits for a lock."""
     with anyio.fail_after(10):

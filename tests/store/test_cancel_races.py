@@ -18,7 +18,7 @@ from pgq_anyio._store.reading import job_status
 from pgq_anyio._store.running import finish_jobs, give_back_claims, settle_jobs
 from pgq_anyio._store.worker import leave, rescue_jobs
 from tests.store.conftest import Connect
-from tests.store.scenes import WORKER, add_jobs, add_worker, cancel, claim, rows, status, wait_blocked
+from tests.store.scenes import WORKER, add_jobs, add_worker, cancel, claim, forbid_indexes, rows, status, wait_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -113,6 +113,7 @@ async def test_running_rows_are_locked_in_the_order_of_their_ids(
     locks in one order cannot deadlock.
     """
     mover, holder, observer = await connect(), await connect(), await connect()
+    await forbid_indexes(mover)
     await add_worker(conn, store)
     # The claim stores them by priority: the higher the id, the earlier.
     job_ids = await add_jobs(conn, store, 10, priorities=range(10))
@@ -140,6 +141,7 @@ async def test_waiting_rows_are_locked_in_the_order_of_their_ids(
 ) -> None:
     """Two cancels of the same queued jobs cannot deadlock."""
     canceller, holder, observer = await connect(), await connect(), await connect()
+    await forbid_indexes(canceller)
     job_ids = await add_jobs(conn, store, 10)
     # Turn their order in the table round.
     for job_id in job_ids[-2::-1]:

@@ -16,7 +16,7 @@ from pgq_anyio._store.queued import claim_hinted, claim_sweep
 from pgq_anyio._store.running import finish_jobs
 from pgq_anyio._store.worker import beat_worker, rescue_jobs
 from tests.store.conftest import Connect
-from tests.store.scenes import WORKER, add_jobs, add_worker, cancel, claim, rows, value
+from tests.store.scenes import WORKER, add_jobs, add_worker, cancel, claim, forbid_indexes, rows, value
 
 pytestmark = pytest.mark.anyio
 
@@ -71,11 +71,14 @@ async def test_many_claimers_and_updates_take_each_job_once(conn: Connection, co
 @pytest.mark.promise(5)
 @pytest.mark.parametrize("number", [1, 3, 60])
 @pytest.mark.parametrize("hinted", [False, True])
+@pytest.mark.parametrize("indexes", [True, False])
 async def test_claims_follow_one_order_across_names(
-    conn: Connection, connect: Connect, store: Store, number: int, hinted: bool
+    conn: Connection, connect: Connect, store: Store, number: int, hinted: bool, indexes: bool
 ) -> None:
     """Priority first, then the order of enqueueing, whichever name has the largest backlog."""
     claimer = await connect()
+    if not indexes:
+        await forbid_indexes(claimer)
     names = [f"name {n}" for n in range(number)]
     priorities = [-(2**31), 0, 2**31 - 1] if number < 60 else [0]
     await add_worker(conn, store, names=names)
