@@ -14,7 +14,7 @@ from .._models import JobId, JobRecord, JobStatus
 from .options import SCHEMA, Dsn, Schema, Traceback, check_ids, open_queries
 from .show import make_console, moment, status_text
 
-app = typer.Typer(help="Look at jobs.", no_args_is_help=True)
+app = typer.Typer(help="Look at jobs, and requeue failed ones.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object for each job, a line each.")]
 

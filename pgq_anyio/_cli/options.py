@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 import attrs
@@ -57,6 +60,19 @@ def parse_duration(text: str | float) -> float:
     if not math.isfinite(value) or value < 0:
         raise typer.BadParameter(f"{text!r} is no duration: write a number of seconds that is not negative")
     return value
+
+
+def parse_time(option: str, text: str) -> datetime:
+    """A moment, in the local time zone if it names none.
+
+    :raises UsageError: if it is none; the message names the option
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"{option} {text!r} is no time: write 2031-01-31T12:00:00+01:00, or without offset for local time"
+        ) from None
 
 
 def _remember_traceback(ctx: typer.Context, value: bool) -> bool:
@@ -132,8 +148,21 @@ def open_queries(ctx: Any, dsn: str | None, schema: str) -> Iterator[SyncQueries
     :raises SchemaError: if the tables are missing, old, or newer than this code; an embedded database gets them here
     """
     source = choose_database(ctx, dsn)
-    with open_database(ctx, dsn) as conninfo, psycopg.connect(conninfo, autocommit=True) as connection:
+    # The record of a job that is cancelled here says who did it.
+    name = f"pgq-anyio, {_person()}"
+    with (
+        open_database(ctx, dsn) as conninfo,
+        psycopg.connect(conninfo, autocommit=True, fallback_application_name=name) as connection,
+    ):
         if source.is_embedded:
             migrate_sync(connection, schema)
         check_schema_sync(connection, Store(schema))
         yield SyncQueries(connection, schema=schema)
+
+
+def _person() -> str:
+    """Who calls the command, and where."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a user without a name, as in containers
+        return socket.gethostname()

@@ -1,9 +1,4 @@
-"""``pgq-anyio enqueue`` and ``pgq-anyio cancel``: what producers and operators do to the queue.
-
-``enqueue`` prints the ids, one a line, so that ``pgq-anyio enqueue … | xargs pgq-anyio cancel`` works. ``cancel``
-prints the ids that it affected and says on standard error what became of the others; ids that had ended already are no
-error.
-"""
+"""``pgq-anyio enqueue``. It prints the ids, one a line: ``pgq-anyio enqueue … | xargs pgq-anyio cancel`` works."""
 
 from __future__ import annotations
 
@@ -13,11 +8,9 @@ from typing import Annotated, Final
 
 import typer
 
-from .._client import SyncQueries
-from .._models import JobId
 from .messages import UsageError
-from .options import SCHEMA, Dsn, Schema, Traceback, check_ids, open_queries, parse_duration
-from .show import counted, progress
+from .options import SCHEMA, Dsn, Schema, Traceback, open_queries, parse_duration, parse_time
+from .show import progress
 
 #: So many jobs go into one call, so that progress can be shown.
 CHUNK: Final = 10_000
@@ -71,37 +64,4 @@ def _read_time(delay: float | None, at: str | None) -> timedelta | datetime | No
             raise UsageError("--delay is longer than any time that can be written: write a shorter one") from None
     if at is None:
         return None
-    try:
-        return datetime.fromisoformat(at).astimezone()
-    except (ValueError, OverflowError, OSError):
-        raise UsageError(
-            f"--at {at!r} is no time: write 2031-01-31T12:00:00+01:00, or without offset for local time"
-        ) from None
-
-
-def cancel(
-    ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The ids that enqueue printed.")],
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Recorded with the jobs.")] = None,
-    dsn: Dsn = None,
-    schema: Schema = SCHEMA,
-    traceback: Traceback = False,
-) -> None:
-    """Cancel jobs: deferred and queued ones never run, running ones are interrupted. Prints the ids affected."""
-    wanted = check_ids(ids)
-    with open_queries(ctx, dsn, schema) as queries:
-        affected = _cancel_in_chunks(queries, wanted, reason)
-    sys.stdout.write("".join(f"{job_id}\n" for job_id in affected))
-    others = len(set(wanted)) - len(set(affected))
-    if others:
-        sys.stderr.write(f"{counted(others, 'job')} had ended already, or {'is' if others == 1 else 'are'} unknown\n")
-
-
-def _cancel_in_chunks(queries: SyncQueries, wanted: list[int], reason: str | None) -> list[int]:
-    affected: list[int] = []
-    with progress("cancelling", len(wanted)) as done:
-        for start in range(0, len(wanted), CHUNK):
-            chunk = wanted[start : start + CHUNK]
-            affected += queries.mark_job_as_cancelled([JobId(number) for number in chunk], reason)
-            done(len(chunk))
-    return affected
+    return parse_time("--at", at)

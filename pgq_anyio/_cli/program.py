@@ -9,7 +9,7 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from . import demo, jobs, produce, run, schema
+from . import demo, jobs, operate, produce, run, schema
 from .backends import python_version
 from .messages import explain
 from .options import Invocation, invocation_of
@@ -62,7 +62,8 @@ def _program(
 
 app.command("run")(run.run)
 app.command("enqueue")(produce.enqueue)
-app.command("cancel")(produce.cancel)
+app.command("cancel")(operate.cancel)
+jobs.app.command("requeue")(operate.requeue)
 app.add_typer(jobs.app, name="jobs")
 app.command("migrate")(schema.migrate)
 app.command("uninstall")(schema.uninstall)

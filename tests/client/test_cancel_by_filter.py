@@ -94,7 +94,8 @@ def test_a_job_that_was_started_meanwhile_is_not_interrupted(
             look(
                 "with gone as (delete from {schema}.queued where job_id = %s returning *) "
                 "insert into {schema}.running (job_id, worker_id, claim_no, seq, entrypoint, priority, attempt, "
-                "crashes, created_at, claimed_at) select job_id, 1, 1, seq, entrypoint, 0, 1, 0, now(), now() from gone",
+                "crashes, created_at, claimed_at)"
+                " select job_id, 1, 1, seq, entrypoint, 0, 1, 0, now(), now() from gone",
                 ids[0],
             )
             step_now = steps.send(rows)
