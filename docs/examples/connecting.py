@@ -11,6 +11,7 @@ DSN = os.environ["PGQ_ANYIO_DSN"]
 app = PgQueuer(DSN)
 
 
+@app.entrypoint("limited", concurrency_limit=1)
 @app.entrypoint("nothing")
 async def nothing(job: Job) -> None:
     pass
@@ -24,9 +25,9 @@ async def yearly(schedule: Schedule) -> None:
 async def main() -> None:
     async with PsycopgDriver(DSN) as driver, running_worker(app):
         queries = Queries(driver)
-        (job_id,) = await queries.enqueue("nothing")
+        ids = await queries.enqueue(["nothing", "limited"])
         with anyio.fail_after(20):
-            while (await queries.job_status([job_id]))[job_id] is not JobStatus.SUCCESSFUL:
+            while set((await queries.job_status(ids)).values()) != {JobStatus.SUCCESSFUL}:
                 await anyio.sleep(0.01)
 
         async with driver.connection() as connection:

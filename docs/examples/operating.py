@@ -35,6 +35,7 @@ async def main() -> None:
             print("good" if job_id == good else "bad", "is", status)
         for record in await queries.list_jobs(status=JobStatus.FAILED):
             print(record.entrypoint, record.payload, record.errors[0].type, record.errors[0].message)
+        print("requeued:", await queries.requeue(entrypoint="divide", error_type="ZeroDivisionError") == [bad])
         print("workers left:", len(await queries.workers()))
 
 
