@@ -1,6 +1,7 @@
 """The app of the demonstration, written as a user would write one, against the public API only.
 
-Its handlers say what they do through ``tell``; the process handler cannot, since it runs in another process.
+Its handlers say what they do through ``tell``; the process handler cannot, since it runs in another process. Those that
+are async and await nothing are so on purpose: a sync handler would run in a thread.
 """
 
 from __future__ import annotations
