@@ -30,6 +30,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from ._db import retrying
 from ._db.line import Line
 from ._executors import ProcessPool
 from ._registry import HandlerKind
@@ -188,7 +189,7 @@ async def _say_farewell(term: Term) -> None:
     with anyio.move_on_after(FAREWELL, shield=True) as scope:
         try:
             await term.worker.endings.wait_stored()
-            await term.leave_once()
+            await retrying(term.leave_once, what="saying farewell", max_time=FAREWELL / 2)
         except Exception:  # the lease ends what cannot be said
             logger.exception("the worker could not say farewell to the database; its lease will end by itself")
     if scope.cancelled_caught:
