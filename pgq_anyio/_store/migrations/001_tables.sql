@@ -146,6 +146,8 @@ create table {schema}.limiter_state (
     counted boolean not null
 ) with (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_cost_delay = 0, autovacuum_vacuum_insert_threshold = -1);
+-- The list changes as a whole each time: compressing it would only cost.
+alter table {schema}.limiter_state alter column slots set storage external;
 create unique index limiter_state_newest on {schema}.limiter_state (entrypoint, version desc);
 
 -- Tokens of jobs that were claimed and never started, until the next claim takes them back.
