@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from pgq_anyio import JobStatus, PsycopgDriver
+from pgq_anyio import JobId, JobStatus, PsycopgDriver
 from pgq_anyio._client import Queries
 from pgq_anyio._lifecycle import GIVEN_BACK
 from pgq_anyio._store._sql import Store
@@ -43,7 +43,7 @@ async def test_5000_ids_in_one_call_while_workers_claim_and_finish(
             for number in range(3):
                 tasks.start_soon(work, number)
             await claimed.wait()
-            affected = await queries.mark_job_as_cancelled([*reversed(job_ids), job_ids[-1] + 1])
+            affected = await queries.mark_job_as_cancelled([*reversed(job_ids), JobId(job_ids[-1] + 1)])
             done.set()
     statuses = await queries.job_status(job_ids)
     assert affected == [n for n in reversed(job_ids) if n in set(affected)]
