@@ -13,7 +13,7 @@ from ._executors import (
     ThreadExecutor,
 )
 from ._lifecycle import Cancel, Discard, Retry, Snooze
-from ._models import CancelReason, ErrorRecord, Job, JobId, JobRecord, JobStatus, Schedule
+from ._models import CancelReason, ErrorRecord, Job, JobId, JobRecord, JobStatus, Schedule, ScheduleRecord
 from ._registry import ExecutorParameters
 from ._retry import RetryPolicy
 
@@ -43,6 +43,7 @@ __all__ = [
     "RetryPolicy",
     "RetryWithBackoffEntrypointExecutor",
     "Schedule",
+    "ScheduleRecord",
     "SchemaError",
     "Snooze",
     "SyncQueries",

@@ -70,6 +70,37 @@ class Schedule:
 
 
 @attrs.frozen(slots=True)
+class ScheduleRecord:
+    """All that the database knows of one schedule."""
+
+    name: str
+    expression: str
+    timezone: str
+    #: when code first registered it
+    registered_at: datetime
+    #: whether it is paused: what comes due meanwhile is passed over
+    paused: bool
+    #: whether no live worker has code for it
+    is_orphaned: bool
+    #: the latest occurrence that was run or passed over; before the first one, when it was registered
+    last_due_at: datetime
+    #: the next occurrence. In the past if nobody has been there to run it; ``None`` while it is paused.
+    next_due_at: datetime | None
+    #: the worker that runs it now, its host and process, the occurrence, and since when; ``None`` while nobody does
+    worker_id: int | None
+    worker_name: str | None
+    due_at: datetime | None
+    started_at: datetime | None
+    #: how the last run ended: ``successful``, ``failed``, ``cancelled``, or ``given_back`` if it is to be run again
+    last_status: str | None
+    last_finished_at: datetime | None
+    #: the error of the last run; the message of a cancelled one is its reason
+    last_error_type: str | None
+    last_error_message: str | None
+    last_error_traceback: str | None
+
+
+@attrs.frozen(slots=True)
 class ErrorRecord:
     """One failed attempt of a job."""
 

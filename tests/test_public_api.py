@@ -35,6 +35,7 @@ NAMES = {
     "RetryPolicy",
     "RetryWithBackoffEntrypointExecutor",
     "Schedule",
+    "ScheduleRecord",
     "SchemaError",
     "Snooze",
     "SyncQueries",

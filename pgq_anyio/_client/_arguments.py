@@ -159,19 +159,33 @@ def _id(value: Any) -> JobId:
     return JobId(int(value))
 
 
-def check_reason(reason: str | None) -> str | None:
-    """:raises ConfigurationError: if this cannot be stored as a reason"""
+def check_reason(reason: str | None, what: str = "the reason") -> str | None:
+    """:raises ConfigurationError: if this cannot be stored as a text"""
     if reason is None:
         return None
     if not isinstance(reason, str):
-        raise ConfigurationError(f"the reason must be a str, not {shown(reason)}")
+        raise ConfigurationError(f"{what} must be a str, not {shown(reason)}")
     if "\x00" in reason:
-        raise ConfigurationError("the reason has a NUL character, which PostgreSQL cannot store")
+        raise ConfigurationError(f"{what} has a NUL character, which PostgreSQL cannot store")
     try:
         reason.encode()
     except UnicodeEncodeError:
-        raise ConfigurationError(f"the reason is not valid Unicode: {shown(reason)}") from None
+        raise ConfigurationError(f"{what} is not valid Unicode: {shown(reason)}") from None
     return reason
+
+
+def check_schedule(name: str, expression: str | None) -> tuple[str, str | None]:
+    """Check what names schedules: a name, and one of its expressions or ``None`` for all.
+
+    :raises ConfigurationError: if this cannot be one
+    """
+    check_name("the schedule", name)
+    if expression is None:
+        return name, None
+    if not isinstance(expression, str):
+        raise ConfigurationError(f"the expression must be a str, not {shown(expression)}")
+    # As it was registered: with single spaces between the fields.
+    return name, check_reason(" ".join(expression.split()), "the expression")
 
 
 def list_filters(

@@ -11,11 +11,11 @@ import psycopg
 
 from .._db import PsycopgDriver
 from .._errors import ConfigurationError
-from .._models import JobId, JobRecord, JobStatus
-from .._store import cancelling, enqueueing, reading, requeueing
+from .._models import JobId, JobRecord, JobStatus, ScheduleRecord
+from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import run_steps
-from ._arguments import When, check_id, check_ids, check_reason, list_filters, new_jobs
+from ._arguments import When, check_id, check_ids, check_reason, check_schedule, list_filters, new_jobs
 from ._filters import ended_filter, unfinished_filter
 
 
@@ -207,6 +207,67 @@ class Queries:
         """
         async with self._connection() as conn:
             return await run_steps(conn, reading.list_workers(self._store))
+
+    async def schedules(self) -> list[ScheduleRecord]:
+        """Tell which schedules there are: when they run next, where they run now, and how the last run ended.
+
+        :return: their records, by name
+        """
+        async with self._connection() as conn:
+            return await run_steps(conn, operating.list_schedules(self._store))
+
+    async def pause_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
+        """Start no more runs of a schedule until it is resumed. A run that is going goes on.
+
+        :param name: the name of the schedule
+        :param expression: one of the expressions that are registered under the name. Defaults to all of them.
+        :return: name and expression of those that this call has paused
+        :raises ConfigurationError: if an argument cannot be used
+        """
+        key = check_schedule(name, expression)
+        async with self._connection() as conn:
+            return await run_steps(conn, operating.set_paused(self._store, *key, paused=True))
+
+    async def resume_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
+        """Let a paused schedule run again, from its next occurrence on: what came due meanwhile is not missed.
+
+        :param name: the name of the schedule
+        :param expression: one of the expressions that are registered under the name. Defaults to all of them.
+        :return: name and expression of those that this call has resumed
+        :raises ConfigurationError: if an argument cannot be used
+        """
+        key = check_schedule(name, expression)
+        async with self._connection() as conn:
+            return await run_steps(conn, operating.set_paused(self._store, *key, paused=False))
+
+    async def run_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
+        """Run a schedule now, once, beside its occurrences: its handler is told this moment as ``due_at``.
+
+        If it is running, it runs again when that run has ended; if no worker has code for it, as soon as one has.
+
+        :param name: the name of the schedule
+        :param expression: one of the expressions that are registered under the name. Defaults to all of them.
+        :return: name and expression of those that will run; paused ones will not
+        :raises ConfigurationError: if an argument cannot be used
+        """
+        key = check_schedule(name, expression)
+        async with self._connection() as conn:
+            return await run_steps(conn, operating.run_schedules(self._store, *key))
+
+    async def remove_schedule(
+        self, name: str, expression: str | None = None, *, force: bool = False
+    ) -> list[tuple[str, str]]:
+        """Forget a schedule that no live worker has code for and that is not running.
+
+        :param name: the name of the schedule
+        :param expression: one of the expressions that are registered under the name. Defaults to all of them.
+        :param force: forget it whatever it does. A worker that has code for it registers it again, from then on.
+        :return: name and expression of those that were removed
+        :raises ConfigurationError: if an argument cannot be used
+        """
+        key = check_schedule(name, expression)
+        async with self._connection() as conn:
+            return await run_steps(conn, operating.remove_schedules(self._store, *key, force=force))
 
     @asynccontextmanager
     async def _connection(self, given: object = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -19,11 +19,11 @@ from psycopg.waiting import Wait
 
 from .._db._waiting import poll_nowait
 from .._errors import ConfigurationError
-from .._models import JobId, JobRecord, JobStatus
-from .._store import cancelling, enqueueing, reading, requeueing
+from .._models import JobId, JobRecord, JobStatus, ScheduleRecord
+from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import is_in_transaction, run_steps_sync
-from ._arguments import When, check_id, check_ids, check_reason, list_filters, new_jobs
+from ._arguments import When, check_id, check_ids, check_reason, check_schedule, list_filters, new_jobs
 from ._filters import ended_filter, unfinished_filter
 
 
@@ -164,6 +164,37 @@ class SyncQueries:
         """Tell which workers there are, as ``Queries.workers`` does."""
         with self._connection() as conn:
             return run_steps_sync(conn, reading.list_workers(self._store))
+
+    def schedules(self) -> list[ScheduleRecord]:
+        """Tell which schedules there are, as ``Queries.schedules`` does."""
+        with self._connection() as conn:
+            return run_steps_sync(conn, operating.list_schedules(self._store))
+
+    def pause_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
+        """Pause a schedule, as ``Queries.pause_schedule`` does."""
+        key = check_schedule(name, expression)
+        with self._connection() as conn:
+            return run_steps_sync(conn, operating.set_paused(self._store, *key, paused=True))
+
+    def resume_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
+        """Resume a schedule, as ``Queries.resume_schedule`` does."""
+        key = check_schedule(name, expression)
+        with self._connection() as conn:
+            return run_steps_sync(conn, operating.set_paused(self._store, *key, paused=False))
+
+    def run_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
+        """Run a schedule now, as ``Queries.run_schedule`` does."""
+        key = check_schedule(name, expression)
+        with self._connection() as conn:
+            return run_steps_sync(conn, operating.run_schedules(self._store, *key))
+
+    def remove_schedule(
+        self, name: str, expression: str | None = None, *, force: bool = False
+    ) -> list[tuple[str, str]]:
+        """Forget a schedule, as ``Queries.remove_schedule`` does."""
+        key = check_schedule(name, expression)
+        with self._connection() as conn:
+            return run_steps_sync(conn, operating.remove_schedules(self._store, *key, force=force))
 
     @contextmanager
     def _connection(self, given: psycopg.Connection[Any] | None = None) -> Iterator[psycopg.Connection[Any]]:

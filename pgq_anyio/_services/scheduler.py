@@ -36,7 +36,14 @@ from .._lifecycle import GIVEN_BACK, GivenBack, Outcome
 from .._registry import ScheduleEntry
 from .._scheduled import ScheduledRun
 from .._store._sql import Store
-from .._store.schedule import Taken, fire_schedules, read_schedules, register_schedules, release_schedules
+from .._store.schedule import (
+    Taken,
+    fire_schedules,
+    read_schedules,
+    register_schedules,
+    release_schedules,
+    serve_schedules,
+)
 from .._timetable import HeldSchedule, ScheduleKey, Timetable, Wanted, next_claim_no
 
 logger = logging.getLogger("pgq_anyio.scheduler")
@@ -140,6 +147,7 @@ async def register_once(scheduler: Scheduler) -> None:
     """Make all schedules known to the database, and read what it knows of them."""
     conn = await scheduler.line.connection()
     known = [(entry.name, entry.expression, entry.cron.timezone) for entry in scheduler.entries.values()]
+    await serve_schedules(conn, scheduler.store, scheduler.timetable.keys, worker_id=scheduler.worker_id)
     await register_schedules(conn, scheduler.store, sorted(known))
     await read_once(scheduler)
 

@@ -40,6 +40,12 @@ async def register_schedules(conn: Connection, store: Store, schedules: Sequence
     return count
 
 
+async def serve_schedules(conn: Connection, store: Store, keys: Sequence[ScheduleKey], *, worker_id: int) -> None:
+    """Say which schedules a worker has code for."""
+    names, expressions = _columns(keys, 2)
+    await store.statement("serve_schedules").run(conn, names=names, expressions=expressions, worker_id=worker_id)
+
+
 async def read_schedules(conn: Connection, store: Store, keys: Sequence[ScheduleKey]) -> Rows:
     """What the rows of these schedules say now; there may be fewer than keys."""
     names, expressions = _columns(keys, 2)
@@ -96,16 +102,6 @@ async def release_schedules(
         leaving=leaving,
     )
     return [(row[0], row[1], row[2]) for row in rows]
-
-
-async def set_paused(conn: Connection, store: Store, name: str, expression: str | None, *, paused: bool) -> int:
-    """Pause or resume schedules; how many were changed. What comes due meanwhile is passed over.
-
-    :param expression: one of those registered under the name, or ``None`` for all
-    """
-    rows = await store.statement("set_paused").fetch(conn, name=name, expression=expression, paused=paused)
-    count: int = rows[0][0]
-    return count
 
 
 def _ending(outcome: Outcome) -> tuple[str, str | None, str | None, str | None]:

@@ -13,13 +13,14 @@ from psycopg import sql
 from pgq_anyio._db import Connection
 from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Cancelled, ErrorText, Failed
 from pgq_anyio._store._sql import Store
+from pgq_anyio._store._steps import run_steps
+from pgq_anyio._store.operating import set_paused
 from pgq_anyio._store.schedule import (
     Taken,
     fire_schedules,
     read_schedules,
     register_schedules,
     release_schedules,
-    set_paused,
 )
 from pgq_anyio._store.worker import beat_worker, leave, mark_left, register_worker, rescue_jobs
 from pgq_anyio._timetable import HeldSchedule, ScheduleKey, ScheduleState, Wanted
@@ -49,6 +50,10 @@ class Bench:
         """What the row says."""
         (state,) = (await read_schedules(self.conn, self.store, [key])).states
         return state
+
+    async def pause(self, name: str, expression: str | None = None, *, paused: bool = True) -> list[ScheduleKey]:
+        """Pause or resume schedules; which were changed."""
+        return await run_steps(self.conn, set_paused(self.store, name, expression, paused=paused))
 
     async def age(self, key: ScheduleKey = KEY, seconds: float = 120.0) -> ScheduleState:
         """Make the last occurrence lie in the past; the row."""
@@ -205,8 +210,8 @@ async def test_nothing_is_taken_before_its_time(bench: Bench) -> None:
 
 async def test_a_paused_schedule_is_not_taken(bench: Bench) -> None:
     state = await bench.age()
-    assert 1 == await set_paused(bench.conn, bench.store, KEY[0], None, paused=True)
-    assert 0 == await set_paused(bench.conn, bench.store, KEY[0], None, paused=True)
+    assert [KEY] == await bench.pause(KEY[0])
+    assert [] == await bench.pause(KEY[0])
     taken = await bench.fire(wanted(state))
     assert [] == taken.fired
     assert taken.states[0].paused
@@ -214,9 +219,9 @@ async def test_a_paused_schedule_is_not_taken(bench: Bench) -> None:
 
 async def test_what_comes_due_during_a_pause_is_passed_over(bench: Bench) -> None:
     """Resuming after a month is no reason to catch up."""
-    await set_paused(bench.conn, bench.store, *KEY, paused=True)
+    await bench.pause(*KEY)
     before = await bench.age()
-    assert 1 == await set_paused(bench.conn, bench.store, *KEY, paused=False)
+    assert [KEY] == await bench.pause(*KEY, paused=False)
     state = await bench.state()
     assert not state.paused
     assert timedelta(seconds=100) < state.last_due_at - before.last_due_at
@@ -364,7 +369,7 @@ async def test_others_are_told_when_they_may_have_something_to_do(
             case "given back":
                 await release_schedules(bench.conn, bench.store, [(held(), GIVEN_BACK)])
             case "pause":
-                await set_paused(bench.conn, bench.store, *KEY, paused=True)
+                await bench.pause(*KEY)
             case "rescue":
                 await rescue_jobs(bench.conn, bench.store, [(FIRST, 0)], max_crashes=5)
             case _:

@@ -18,7 +18,8 @@ from psycopg import sql
 from pgq_anyio import CancelReason, Context, Job, PgQueuer, ProcessExecutor, Retry, Schedule, Snooze, current_context
 from pgq_anyio._db import Connection, PsycopgDriver, Statement
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.schedule import set_paused
+from pgq_anyio._store._steps import run_steps
+from pgq_anyio._store.operating import set_paused
 from pgq_anyio.testing import drain, running_worker
 
 pytestmark = pytest.mark.anyio
@@ -390,12 +391,12 @@ async def test_a_pause_and_its_end_are_heard(app: PgQueuer, table: Table) -> Non
     store = Store(table.schema)
     async with running_worker(app):
         await paused.wait(1)
-        await set_paused(table.conn, store, "paused", None, paused=True)
+        await run_steps(table.conn, set_paused(store, "paused", None, paused=True))
         await table.wait("name = 'paused' and worker_id is null")
         before = len(paused.noted)
         await other.wait(len(other.noted) + 3)
         assert before == len(paused.noted)
-        await set_paused(table.conn, store, "paused", None, paused=False)
+        await run_steps(table.conn, set_paused(store, "paused", None, paused=False))
         resumed = time.monotonic()
         await paused.wait(before + 1)
         assert time.monotonic() - resumed < 2.0

@@ -13,6 +13,12 @@ with known as (
 )
 select count(*) from known
 
+-- name: serve_schedules
+-- Say which schedules this worker has code for. A statement of its own, before the rows of schedules are locked: a rescue
+-- locks the row of the worker first.
+update {schema}.worker w set schedule_names = %(names)s::text[], schedule_expressions = %(expressions)s::text[]
+where w.worker_id = %(worker_id)s::bigint
+
 -- name: read_schedules
 -- What the rows say that this worker has code for, and what time the database has.
 select extract(epoch from clock_timestamp())::double precision, s.name, s.expression, s.last_due_at, s.given_back_due_at,
@@ -42,6 +48,8 @@ with taken as materialized (
     order by s.name, s.expression for update of s
 ), judged as materialized (
     select l.*,
+        -- An occurrence that comes again, or that an operator asked for, is not the latest one: what was missed stays so.
+        case when l.given_back_due_at is null then greatest(l.last_due_at, l.due_at) else l.last_due_at end as due_at_now,
         l.worker_id is null and not l.paused
         and l.last_due_at = l.known_due_at and l.given_back_due_at is not distinct from l.known_given_back_due_at
         and l.due_at <= (select at from taken)
@@ -52,11 +60,11 @@ with taken as materialized (
 ), fired as (
     update {schema}.schedule s set
         worker_id = %(worker_id)s::bigint, claim_no = %(claim_no)s::bigint, due_at = j.due_at, started_at = clock_timestamp(),
-        last_due_at = greatest(j.last_due_at, j.due_at), given_back_due_at = null
+        last_due_at = j.due_at_now, given_back_due_at = null
     from judged j where j.ours and s.name = j.name and s.expression = j.expression
 )
 select (select extract(epoch from at)::double precision from taken), j.name, j.expression,
-    case when j.ours then greatest(j.last_due_at, j.due_at) else j.last_due_at end,
+    case when j.ours then j.due_at_now else j.last_due_at end,
     case when not j.ours then j.given_back_due_at end,
     case when j.ours then %(worker_id)s::bigint else j.worker_id end,
     case when j.ours then %(claim_no)s::bigint else j.claim_no end,
@@ -93,6 +101,21 @@ with ended as materialized (
 )
 select name, expression, claim_no, (select count(*) from woken) from released
 
+-- name: list_schedules
+-- A schedule is an orphan if no live worker names it: its code is gone, or all its workers are.
+with served as materialized (
+    select distinct u.name, u.expression
+    from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name, expression)
+    where w.left_at is null and w.heartbeat_at > clock_timestamp() - make_interval(secs => w.lease)
+)
+select s.name, s.expression, s.timezone, s.registered_at, s.last_due_at, s.given_back_due_at, s.paused,
+    (s.name, s.expression) not in (select name, expression from served),
+    s.worker_id, w.name, case when s.worker_id is not null then s.due_at end,
+    case when s.worker_id is not null then s.started_at end,
+    s.last_status, s.last_finished_at, s.last_error_type, s.last_error_message, s.last_error_traceback
+from {schema}.schedule s left join {schema}.worker w on w.worker_id = s.worker_id
+order by s.name, s.expression
+
 -- name: set_paused
 -- What comes due while a schedule is paused is passed over, not missed. Without an expression: all of the name.
 with chosen as materialized (
@@ -105,8 +128,47 @@ with chosen as materialized (
         paused = %(paused)s::boolean,
         last_due_at = case when %(paused)s::boolean then s.last_due_at else greatest(s.last_due_at, clock_timestamp()) end
     from chosen c where s.name = c.name and s.expression = c.expression
-    returning s.name
+    returning s.name, s.expression
 ), woken as (
     select pg_notify({channel}, 'schedule') where exists (select from changed)
 )
-select (select count(*) from changed), (select count(*) from woken)
+select c.name, c.expression, (select count(*) from woken) from changed c order by c.name, c.expression
+
+-- name: run_schedules
+-- Run now: as an occurrence that was given back, which comes first whatever came after it; after the present run, if there
+-- is one. One that waits to be run again already is enough. Paused ones are passed over: nobody would start them.
+with chosen as materialized (
+    select s.name, s.expression from {schema}.schedule s
+    where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
+        and not s.paused
+    order by s.name, s.expression for update
+), changed as (
+    update {schema}.schedule s set given_back_due_at = coalesce(s.given_back_due_at, clock_timestamp())
+    from chosen c where s.name = c.name and s.expression = c.expression
+    returning s.name, s.expression
+), woken as (
+    select pg_notify({channel}, 'schedule') where exists (select from changed)
+)
+select c.name, c.expression, (select count(*) from woken) from changed c order by c.name, c.expression
+
+-- name: remove_schedules
+-- Orphans that do not run; with "force" all. A worker that still has the code makes the row again when it comes due.
+with served as materialized (
+    select distinct u.name, u.expression
+    from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name, expression)
+    where w.left_at is null and w.heartbeat_at > clock_timestamp() - make_interval(secs => w.lease)
+), chosen as materialized (
+    select s.name, s.expression from {schema}.schedule s
+    where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
+        and (
+            %(force)s::boolean
+            or (s.worker_id is null and (s.name, s.expression) not in (select name, expression from served))
+        )
+    order by s.name, s.expression for update of s
+), gone as (
+    delete from {schema}.schedule s using chosen c where s.name = c.name and s.expression = c.expression
+    returning s.name, s.expression
+), woken as (
+    select pg_notify({channel}, 'schedule') where exists (select from gone)
+)
+select g.name, g.expression, (select count(*) from woken) from gone g order by g.name, g.expression
