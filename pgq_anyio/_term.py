@@ -187,6 +187,7 @@ class Term:
             registered={name: entrypoint.limits for name, entrypoint in registry.entrypoints.items()},
             holdings=self.holdings,
             shield=self._limited_shield.open,
+            on_answer=lambda in_time: self._limited_shield.answered(in_time=in_time),
             start_jobs=partial(self._start_jobs, is_limited=True),
             on_names=self._share_names,
             on_idle=self.drain.bell.ring,

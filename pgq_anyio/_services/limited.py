@@ -124,6 +124,8 @@ class LimitedClaimer:
     holdings: Holdings
     #: opens the shielded scope of one claim
     shield: Callable[[], CancelScope]
+    #: told whether a claim was answered in time
+    on_answer: Callable[[bool], None]
     #: starts the jobs of one claim; never waits
     start_jobs: Callable[[Sequence[Job], int], None]
     #: called when the set of limited names has changed
@@ -301,6 +303,7 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 now = anyio.current_time()
                 hungry = any(one.ready_at <= now for one in claimer.names.values())
                 claimer.holdings.resolve_claim(number, hungry=hungry and len(claim.jobs) == limit)
+    claimer.on_answer(claim is not None)
     if claim is None:
         claimer.line.close()
         raise OperationalError("the claim was not answered in time")

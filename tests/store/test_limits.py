@@ -102,8 +102,9 @@ async def rescue(conn: Connection, store: Store, held: Held) -> object:
 
 
 async def say_goodbye(conn: Connection, store: Store, held: Held) -> object:
-    await leave(conn, store, worker_id=held.worker_id)
-    return await add_worker(conn, store, held.worker_id)
+    given_back = await leave(conn, store, worker_id=held.worker_id)
+    await add_worker(conn, store, held.worker_id)
+    return given_back
 
 
 EXITS: dict[str, Leave] = {

@@ -1,0 +1,318 @@
+"""Limits that hold for a whole fleet, as the handlers see it: by rows that they write with the server's time."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from pgq_anyio import Job, PgQueuer, Queries
+from pgq_anyio.testing import running_worker
+from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+LEASE = 2.0
+PROGRAM = "tests.worker.limited"
+
+
+def start(fleet: Fleet, backend: str, number: int, limits: dict[str, object], **options: Any) -> list[WorkerProcess]:
+    """Start workers that limit the entrypoint; all of them are ready."""
+    options = {"lease": LEASE, "dequeue_timeout": 30, **options}
+    workers = [fleet.start(backend, ready=False, program=PROGRAM, limits=limits, **options) for _ in range(number)]
+    for worker in workers:
+        wait_until(worker.is_registered, what="the worker is registered")
+    return workers
+
+
+def enqueue(fleet: Fleet, payloads: list[bytes], priorities: list[int] | None = None) -> list[int]:
+    """Enqueue jobs for the limited entrypoint, in this order."""
+    rows = fleet.rows(
+        "insert into {schema}.queued (entrypoint, payload, priority) "
+        "select 'limited', p, q from unnest(%s::bytea[], %s::integer[]) as i (p, q) returning job_id",
+        payloads,
+        priorities or [0] * len(payloads),
+    )
+    fleet.rows("select pg_notify('pgq_anyio.' || %s, 'queued:limited')", fleet.schema)
+    return [row[0] for row in rows]
+
+
+async def wait_for(fact: Callable[[], bool]) -> None:
+    """Look at a fact of this process until it is true."""
+    with anyio.fail_after(20):
+        while not fact():  # noqa: ASYNC110  (handlers set it, in many ways)
+            await anyio.sleep(0.001)
+
+
+def count_ended(fleet: Fleet) -> int:
+    ended: int = fleet.value("select count(*) from {schema}.finished")
+    return ended
+
+
+def highest_overlap(fleet: Fleet, *, but: int = 0) -> int:
+    """How many handlers ran at once at most, without those of a process that was killed (``but``)."""
+    events = fleet.rows(
+        "select at, case event when 'start' then 1 else -1 end from {log} "
+        "where event in ('start', 'end') and pid <> %s order by at, event",
+        but,
+    )
+    now = highest = 0
+    for _, step in events:
+        now += step
+        highest = max(highest, now)
+    return highest
+
+
+@pytest.mark.promise(18)
+@BACKENDS
+@pytest.mark.parametrize("limit", [1, 5])
+def test_four_workers_reach_the_limit_and_never_exceed_it(fleet: Fleet, backend: str, limit: int) -> None:
+    """500 jobs of 5 ms: each runs once."""
+    start(fleet, backend, 4, {"concurrency_limit": limit})
+    ids = enqueue(fleet, [b""] * 500)
+    wait_until(lambda: 500 == count_ended(fleet), timeout=45)
+    assert limit == highest_overlap(fleet)
+    assert sorted(ids) == [
+        row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by job_id")
+    ]
+
+
+@pytest.mark.promise(18, 26)
+@BACKENDS
+def test_nothing_that_happens_to_jobs_lets_the_limit_be_exceeded(fleet: Fleet, backend: str) -> None:
+    """Retries, failures, cancelled jobs that ignore it, and jobs given back by a worker that stops."""
+    first, *_ = start(fleet, backend, 3, {"concurrency_limit": 4}, shutdown_grace=0.05)
+    kinds = [b"", b"retry", b"fail", b"stubborn"]
+    ids = enqueue(fleet, [kinds[number % 4] for number in range(160)])
+    wait_until(lambda: count_ended(fleet) >= 10)
+    first.signal(signal.SIGTERM)
+    cancelling = (
+        "with r as (update {schema}.running set cancel_requested_at = clock_timestamp() "
+        "where cancel_requested_at is null and payload = 'stubborn' returning worker_id, job_id, claim_no) "
+        "select pg_notify('pgq_anyio.' || %s, 'cancel:' || worker_id || ':' || job_id || '.' || claim_no) from r"
+    )
+
+    def is_done() -> bool:
+        fleet.rows(cancelling, fleet.schema)
+        return len(ids) == count_ended(fleet)
+
+    wait_until(is_done, timeout=45)
+    assert 0 == first.wait()
+    assert 4 == highest_overlap(fleet)
+    ends = dict(fleet.rows("select status, count(*) from {schema}.finished group by status"))
+    assert 40 == ends["failed"]
+    assert 80 <= ends["successful"]
+    assert ends.get("cancelled", 0) > 0
+
+
+@pytest.mark.promise(18)
+@BACKENDS
+def test_a_limit_that_a_dead_worker_fills(fleet: Fleet, backend: str) -> None:
+    """Its jobs hold the slots until its lease is over; then the others go on, within the limit."""
+    (dying,) = start(fleet, backend, 1, {"concurrency_limit": 3})
+    held = enqueue(fleet, [b"hold"] * 3)
+    wait_until(lambda: 3 == fleet.value("select count(*) from {log}"))
+    start(fleet, backend, 2, {"concurrency_limit": 3})
+    enqueue(fleet, [b""] * 30)
+    dying.signal(signal.SIGKILL)
+    dying.wait()
+    last_beat = fleet.value("select heartbeat_at from {schema}.worker where name like %s", f"%:{dying.pid}")
+    wait_until(lambda: fleet.value("select count(*) from {log}") > 3, timeout=LEASE + 10)
+    began = fleet.value("select min(at) from {log} where pid <> %s", dying.pid)
+    assert began - last_beat >= timedelta(seconds=LEASE)
+    # They come back with the payload that they had; cancelled, they leave their slots to the others.
+    wait_until(lambda: set(held) == {row[0] for row in fleet.rows("select job_id from {schema}.running")}, timeout=30)
+    cancelled = fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() returning job_id")
+    assert 3 == len(cancelled)
+    wait_until(lambda: 33 == count_ended(fleet), timeout=30)
+    assert 3 == highest_overlap(fleet, but=dying.pid)
+
+
+@pytest.mark.promise(18)
+@BACKENDS
+def test_a_slot_freed_by_a_worker_that_stops_wakes_another(fleet: Fleet, backend: str) -> None:
+    """Long before its next poll."""
+    (first,) = start(fleet, backend, 1, {"concurrency_limit": 1}, shutdown_grace=20)
+    (running,) = enqueue(fleet, [b"stubborn"])
+    wait_until(lambda: fleet.events(running))
+    (second,) = start(fleet, backend, 1, {"concurrency_limit": 1})
+    (waiting,) = enqueue(fleet, [b"quick"])
+    first.signal(signal.SIGTERM)
+    wait_until(lambda: fleet.status(waiting), timeout=5)
+    assert [("end", second.pid), ("start", second.pid)] == sorted(fleet.events(waiting))
+
+
+@pytest.mark.promise(20)
+@BACKENDS
+def test_serialized_jobs_run_one_by_one_in_order(fleet: Fleet, backend: str) -> None:
+    """By priority and then in the order of enqueueing, over three workers; the one that is given back comes next."""
+    first, *_ = start(fleet, backend, 1, {"serialized_dispatch": True}, shutdown_grace=0.05)
+    (holder,) = enqueue(fleet, [b"hold"], [9])
+    wait_until(lambda: fleet.events(holder))
+    start(fleet, backend, 3, {"serialized_dispatch": True})
+    priorities = [number % 3 for number in range(150)]
+    ids = enqueue(fleet, [b""] * 150, priorities)
+    first.signal(signal.SIGTERM)
+    wait_until(lambda: 3 == len(fleet.events(holder)))
+    # It is given back to its old place and started again before all others; cancelled, it lets them run.
+    wait_until(lambda: fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() returning 1"))
+    wait_until(lambda: 151 == count_ended(fleet), timeout=45)
+    assert 1 == highest_overlap(fleet)
+    ordered = [job_id for _, job_id in sorted(zip((-p for p in priorities), ids, strict=True))]
+    assert [holder, holder, *ordered] == [
+        row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by at")
+    ]
+
+
+def starts(fleet: Fleet) -> list[datetime]:
+    return [row[0] for row in fleet.rows("select at from {log} where event = 'start' order by at")]
+
+
+@pytest.mark.promise(21)
+@BACKENDS
+@pytest.mark.parametrize("number", [1, 4])
+def test_ten_a_second(fleet: Fleet, backend: str, number: int) -> None:
+    """At most 11 starts in any second, 90 to 110 in ten."""
+    start(fleet, backend, number, {"requests_per_second": 10})
+    enqueue(fleet, [b"quick"] * 200)
+    wait_until(lambda: fleet.value("select count(*) from {log} where event = 'start'") >= 115, timeout=30)
+    at = starts(fleet)
+    in_ten = sum(one < at[0] + timedelta(seconds=10) for one in at)
+    assert 90 <= in_ten <= 110
+    assert 11 >= max(sum(begin <= one < begin + timedelta(seconds=1) for one in at) for begin in at)
+
+
+@pytest.mark.promise(21)
+@BACKENDS
+def test_one_every_two_seconds(fleet: Fleet, backend: str) -> None:
+    """Half a request per second, from the first job on; what fails or is retried spends its token too."""
+    start(fleet, backend, 2, {"requests_per_second": 0.5})
+    enqueue(fleet, [b"fail", b"quick", b"quick"])
+    wait_until(lambda: 3 == count_ended(fleet), timeout=15)
+    first, second, third = starts(fleet)
+    for pause in (second - first, third - second):
+        assert timedelta(seconds=1.9) < pause < timedelta(seconds=2.5)
+
+
+def last_statements(fleet: Fleet) -> list[datetime]:
+    """When each connection that claims began its last statement."""
+    rows = fleet.rows(
+        "select query_start from pg_stat_activity where application_name like 'pgq_anyio dispatch%' "
+        "and datname = current_database() order by pid"
+    )
+    return [row[0] for row in rows]
+
+
+def assert_silence(fleet: Fleet) -> None:
+    """Nothing is asked for a while."""
+    before = last_statements(fleet)
+    assert before
+    time.sleep(3)  # what does not happen meanwhile is the fact
+    assert before == last_statements(fleet)
+
+
+@pytest.mark.promise(19, 48)
+@BACKENDS
+def test_nobody_polls_at_the_limit_or_when_idle(fleet: Fleet, backend: str) -> None:
+    """10,000 queued jobs behind a full limit, then none: no statements but heartbeats."""
+    start(fleet, backend, 2, {"concurrency_limit": 2}, lease=30)
+    held = enqueue(fleet, [b"hold"] * 2)
+    wait_until(lambda: 2 == fleet.value("select count(*) from {log}"))
+    enqueue(fleet, [b""] * 10_000)
+    time.sleep(2.5)  # a worker that falls asleep looks again for so long
+    assert_silence(fleet)
+    fleet.rows("delete from {schema}.queued")
+    fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() where job_id = any (%s)", held)
+    wait_until(lambda: 2 == count_ended(fleet), timeout=30)
+    time.sleep(2.5)
+    assert_silence(fleet)
+
+
+@pytest.mark.anyio
+@pytest.mark.promise(19)
+async def test_a_full_name_does_not_delay_others(app: PgQueuer, queries: Queries) -> None:
+    """Beside a full limit with a backlog, jobs of another name start at once, and take all the room they want."""
+    started: dict[int, float] = {}
+    overlap = highest = 0
+
+    @app.entrypoint("full", concurrency_limit=2)
+    async def full(job: Job) -> None:
+        await anyio.sleep_forever()
+
+    @app.entrypoint("free")
+    async def free(job: Job) -> None:
+        nonlocal overlap, highest
+        started[job.id] = time.monotonic()
+        overlap += 1
+        highest = max(highest, overlap)
+        await anyio.sleep(0.05 if job.payload else 0)
+        overlap -= 1
+
+    await queries.enqueue(["full"] * 1000)
+    async with running_worker(app, shutdown_grace=0, max_concurrency=20):
+        delays = []
+        for _ in range(30):
+            enqueued_at = time.monotonic()
+            (job_id,) = await queries.enqueue("free")
+            await wait_for(partial(started.__contains__, job_id))
+            delays.append(started[job_id] - enqueued_at)
+        assert sorted(delays)[15] < 0.1
+        ids = await queries.enqueue(["free"] * 100, [b"wait"] * 100)
+        await wait_for(lambda: started.keys() >= set(ids))
+    assert 18 == highest
+
+
+@pytest.mark.anyio
+@pytest.mark.promise(19)
+@pytest.mark.parametrize("room", [1, 6])
+async def test_both_kinds_share_the_room(app: PgQueuer, queries: Queries, room: int) -> None:
+    """With a backlog of limited and unlimited jobs, each gets about half of what the worker can do."""
+    order: list[str] = []
+
+    @app.entrypoint("free")
+    async def free(job: Job) -> None:
+        order.append(job.entrypoint)
+        await anyio.sleep(0.002)
+
+    app.entrypoint("limited", concurrency_limit=100)(free)
+    await queries.enqueue(["free"] * 200 + ["limited"] * 200)
+    await app.run(mode="drain", max_concurrency=room)
+    assert 400 == len(order)
+    middle = order[20:200]
+    assert 0.25 < middle.count("free") / len(middle) < 0.75
+
+
+@pytest.mark.anyio
+@pytest.mark.promise(18)
+async def test_two_workers_with_different_limits(
+    dsn: str, schema: str, queries: Queries, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last one to start decides for both, and each says so with both definitions."""
+    running = highest = done = 0
+
+    async def handler(job: Job) -> None:
+        nonlocal running, highest, done
+        running += 1
+        highest = max(highest, running)
+        await anyio.sleep(0.01)
+        running -= 1
+        done += 1
+
+    first, second = PgQueuer(dsn, schema=schema), PgQueuer(dsn, schema=schema)
+    first.entrypoint("limited")(handler)
+    second.entrypoint("limited", concurrency_limit=3)(handler)
+    with caplog.at_level(logging.WARNING):
+        async with running_worker(first), running_worker(second):
+            await wait_for(lambda: len(caplog.messages) > 0)
+            await queries.enqueue(["limited"] * 60)
+            await wait_for(lambda: 60 == done)
+    assert 3 == highest
+    (message,) = caplog.messages
+    assert "no limits" in message
+    assert "concurrency_limit=3" in message
