@@ -9,7 +9,7 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from . import demo, jobs, operate, produce, run, schema
+from . import demo, jobs, operate, produce, run, schedules, schema
 from .backends import python_version
 from .messages import explain
 from .options import Invocation, invocation_of
@@ -65,6 +65,7 @@ app.command("enqueue")(produce.enqueue)
 app.command("cancel")(operate.cancel)
 jobs.app.command("requeue")(operate.requeue)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(schedules.app, name="schedules")
 app.command("migrate")(schema.migrate)
 app.command("uninstall")(schema.uninstall)
 app.command("demo")(demo.demo)
