@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import pgq_anyio
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "testing")
 
@@ -45,6 +47,13 @@ def test_an_example_runs_as_a_program(database: str) -> None:
 def test_the_tests_of_an_application_pass(database: str) -> None:
     """The page about tests shows a test module; pytest runs it."""
     assert "6 passed" in run(database, "-m", "pytest", "-p", "no:cacheprovider", "testing.py")
+
+
+@pytest.mark.parametrize("name", pgq_anyio.__all__)
+def test_every_public_name_has_its_place_in_the_reference(name: str) -> None:
+    """What users may import they can look up."""
+    reference = "".join(page.read_text("utf-8") for page in (EXAMPLES.parent / "reference").glob("*.md"))
+    assert f"::: pgq_anyio.{name}\n" in reference
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
