@@ -102,6 +102,7 @@ class PgQueuer:
         max_attempts: int = 1,
         max_crashes: int = 5,
         retry_policy: RetryPolicy | None = None,
+        own_task: bool = False,
         executor_factory: ExecutorFactory | None = None,
     ) -> Callable[[HandlerT], HandlerT]:
         """Register a handler of jobs. Used as a decorator; the function is returned unchanged.
@@ -124,6 +125,9 @@ class PgQueuer:
         :param max_attempts: how many attempts may fail before the job does. Defaults to 1.
         :param max_crashes: how many workers may die while they run a job before it fails. Defaults to 5.
         :param retry_policy: when, and for which errors, another attempt is made. Defaults to ``RetryPolicy()``.
+        :param own_task: whether each job gets a task of its own. By default jobs that never wait share one, one after
+            the other, each in a fresh scope and a fresh contextvars context; what a library keeps per task (such as the
+            owner of a lock that is not released) would be seen by the next job.
         :param executor_factory: called with the :class:`ExecutorParameters`, gives the executor of this entrypoint
         :raises RuntimeError: if the name is registered already
         :raises ConfigurationError: if an option cannot be used; the message names it
@@ -141,6 +145,8 @@ class PgQueuer:
         policy = RetryPolicy() if retry_policy is None else retry_policy
         if not isinstance(policy, RetryPolicy):
             raise ConfigurationError(f"retry_policy must be a RetryPolicy, not {policy!r}")
+        if not isinstance(own_task, bool):
+            raise ConfigurationError(f"own_task must be True or False, not {own_task!r}")
 
         def register(function: HandlerT) -> HandlerT:
             parameters = ExecutorParameters(
@@ -166,6 +172,7 @@ class PgQueuer:
                     retry_timer=checked_timer,
                     retry_policy=policy,
                     limits=limits,
+                    own_task=own_task,
                 )
             )
             return function

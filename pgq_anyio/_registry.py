@@ -94,6 +94,8 @@ class Entrypoint:
     retry_timer: float | None
     retry_policy: RetryPolicy
     limits: Limits = UNLIMITED
+    #: whether each job gets a task of its own in any case
+    own_task: bool = False
 
 
 @attrs.frozen(kw_only=True)

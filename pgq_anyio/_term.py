@@ -58,6 +58,7 @@ from ._services.pruner import Pruner
 from ._services.rescuer import Rescuer
 from ._services.runner import run_job, run_schedule, unstarted_outcome
 from ._services.scheduler import SCHEDULE_SETTINGS, Scheduler
+from ._services.slots import Slots
 from ._stop import Stop
 from ._store._sql import Store
 from ._store.limiter import define_limits
@@ -125,6 +126,7 @@ class Term:
         self.outer = OuterScopes(self.lease_scope, self.stop_scope)
         self.tools: ExecutionTools | None = None
         self.jobs: TaskGroup | None = None
+        self.slots: Slots | None = None
         self.peers = 0
         self._schedule_threads = CapacityLimiter(math.inf)
 
@@ -308,6 +310,7 @@ class Term:
     def _start_jobs(self, jobs: Sequence[Job], claim_no: int, *, is_limited: bool = False) -> None:
         assert self.tools is not None, "jobs are claimed while the tools are open"
         assert self.jobs is not None, "jobs are claimed inside the jobs group"
+        runs: list[Run] = []
         for job in jobs:
             entrypoint = self.worker.registry.entrypoints[job.entrypoint]
             context = Context(
@@ -323,7 +326,10 @@ class Term:
             if self.worker.stop.requested:
                 self._end_job(run, unstarted_outcome(context))
             else:
-                self.jobs.start_soon(run_job, run, self._end_job, name=f"job:{job.entrypoint}:{job.id}")
+                runs.append(run)
+        if self.slots is None:
+            self.slots = Slots(self.jobs, partial(run_job, end=self._end_job))
+        self.slots.start(runs)
 
     def _end_job(self, run: Run, outcome: Outcome) -> None:
         self.holdings.handler_ended(run)

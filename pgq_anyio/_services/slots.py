@@ -1,0 +1,140 @@
+"""Starts jobs. Those that never wait share a task; a task per job would cost more than everything else about it.
+
+A *slot* is a task that takes one job after the other and makes its first step. A job that ends with it leaves the task
+to the next one. A job that waits keeps the task, and before it does, another slot is started for the jobs behind it: no
+job is ever delayed by one that waits. So there is at most one slot that takes jobs, and none while there are none.
+
+- Each job has a fresh copy of the worker's contextvars context, as a task of its own would have: it is stepped through
+  ``Context.run``, from the first step to the last. Its cancel scope is the runner's.
+- Locks and the like belong to the task. A handler that depends on a task of its own is registered with
+  ``own_task=True``; threads and processes are always waited for, so that nothing is gained by stepping them.
+- A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job.
+- ``cr_frame`` and ``cr_await`` of what a slot awaits are the job's: dumps of a waiting task show the handler's stack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable
+from contextvars import Context as Variables
+from contextvars import copy_context
+from types import FrameType
+from typing import Any, Final
+
+import attrs
+from anyio.abc import TaskGroup
+from anyio.lowlevel import cancel_shielded_checkpoint
+
+from .._db.task import cancel_requests, rename_current_task
+from .._holdings import Run
+from .._registry import HandlerKind
+
+#: After this long without waiting a slot gives other tasks their turn (in seconds).
+TURN: Final = 0.005
+
+
+@attrs.define(eq=False)
+class Slots:
+    """The jobs of one term that were claimed and have not started yet; a few microseconds' worth."""
+
+    #: the group of all jobs
+    tasks: TaskGroup
+    #: runs a job to its end; nothing but a cancellation or a real Ctrl-C goes through
+    run_job: Callable[[Run], Coroutine[Any, Any, None]]
+    _waiting: deque[Run] = attrs.field(factory=deque, init=False)
+    _is_taken_care_of: bool = attrs.field(default=False, init=False)
+
+    def start(self, runs: Iterable[Run]) -> None:
+        """Start jobs in their order. Never waits."""
+        for run in runs:
+            if run.entrypoint.own_task or run.entrypoint.executor.kind is not HandlerKind.ASYNC:
+                self.tasks.start_soon(self.run_job, run, name=_name(run))
+            else:
+                self._waiting.append(run)
+        self._open_slot()
+
+    def _open_slot(self) -> None:
+        if self._waiting and not self._is_taken_care_of:
+            self._is_taken_care_of = True
+            self.tasks.start_soon(self._serve, name="jobs")
+
+    def _pass_on(self) -> None:
+        self._is_taken_care_of = False
+        self._open_slot()
+
+    async def _serve(self) -> None:
+        count_cancels = cancel_requests()
+        turn_ends_at = time.monotonic() + TURN
+        while self._waiting:
+            run = self._waiting.popleft()
+            variables = copy_context()
+            steps = self.run_job(run)
+            try:
+                wanted = variables.run(steps.send, None)
+            except StopIteration:
+                if count_cancels():
+                    break
+            except BaseException:
+                self._pass_on()
+                raise
+            else:
+                self._pass_on()
+                rename_current_task(_name(run))
+                await _Remainder(wanted, steps, variables)
+                return
+            if self._waiting and time.monotonic() > turn_ends_at:
+                # Shielded: jobs that are not to start any more get their outcome from the runner, not from here.
+                await cancel_shielded_checkpoint()
+                turn_ends_at = time.monotonic() + TURN
+        self._pass_on()
+
+
+def _name(run: Run) -> str:
+    return f"job:{run.held.job.entrypoint}:{run.held.job.id}"
+
+
+#: What a coroutine waits for may be ``None``, asyncio's ``sleep(0)``.
+_NOTHING: Final = object()
+
+
+class _Remainder(Generator[Any, Any, None]):
+    """Awaits the rest of a coroutine whose first step was made already, each step in the coroutine's own variables."""
+
+    __slots__ = ("_steps", "_variables", "_wanted")
+
+    def __init__(self, wanted: Any, steps: Any, variables: Variables) -> None:
+        self._wanted = wanted
+        self._steps = steps
+        self._variables = variables
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self
+
+    def __next__(self) -> Any:
+        """Hand out what the first step waits for; later, make a step. The ``send(None)`` of an event loop ends here."""
+        wanted, self._wanted = self._wanted, _NOTHING
+        return self._variables.run(self._steps.send, None) if wanted is _NOTHING else wanted
+
+    def send(self, value: Any) -> Any:
+        """Make the next step."""
+        return self._variables.run(self._steps.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """Make the next step with an exception, such as a cancellation."""
+        return self._variables.run(self._steps.throw, *error)
+
+    def close(self) -> None:
+        """End the coroutine where it is."""
+        self._variables.run(self._steps.close)
+
+    @property
+    def cr_frame(self) -> FrameType | None:
+        """The frame of the job, for dumps of this task."""
+        frame: FrameType | None = self._steps.cr_frame
+        return frame
+
+    @property
+    def cr_await(self) -> Any:
+        """What the job awaits, for dumps of this task."""
+        return self._steps.cr_await

@@ -1,0 +1,201 @@
+"""Jobs that share a task: what one must never notice of another."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+
+import anyio
+import pytest
+
+from pgq_anyio import ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
+from pgq_anyio.testing import drain, running_worker
+
+pytestmark = pytest.mark.anyio
+
+secret: ContextVar[int | None] = ContextVar("secret", default=None)
+
+
+async def test_jobs_that_do_not_wait_share_a_task(app: PgQueuer, queries: Queries) -> None:
+    """The point of slots: a hundred jobs need no hundred tasks."""
+    tasks = set()
+
+    @app.entrypoint("quick")
+    async def quick(job: Job) -> None:
+        tasks.add(anyio.get_current_task().id)
+
+    await queries.enqueue(["quick"] * 100, None)
+    await drain(app)
+    assert len(tasks) < 20
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_variables_of_one_job_are_not_seen_by_another(app: PgQueuer, queries: Queries, waits: bool) -> None:
+    """Each job has fresh context variables, and keeps its own from step to step; child tasks inherit them."""
+    before: list[int | None] = []
+    after: list[bool] = []
+
+    @app.entrypoint("leaky")
+    async def leaky(job: Job, context: Context) -> None:
+        before.append(secret.get())
+        secret.set(job.id)
+        if waits and job.id % 2:
+            await anyio.sleep(0.001)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(child, job.id)
+        after.append(secret.get() == job.id and current_context() is context)
+
+    async def child(job_id: int) -> None:
+        after.append(secret.get() == job_id)
+
+    await queries.enqueue(["leaky"] * 200, None)
+    await drain(app)
+    assert [None] * 200 == before
+    assert all(after)
+    assert len(after) == (300 if waits else 200)
+
+
+async def test_a_job_that_waits_delays_none_behind_it(app: PgQueuer, queries: Queries) -> None:
+    """Of jobs claimed together, those behind a waiting one start at once; here it waits for them."""
+    started = 0
+    all_started = anyio.Event()
+
+    @app.entrypoint("together")
+    async def together(job: Job) -> None:
+        nonlocal started
+        started += 1
+        if started == 50:
+            all_started.set()
+        elif started % 3:
+            await all_started.wait()
+
+    ids = await queries.enqueue(["together"] * 50, None)
+    with anyio.fail_after(20):
+        await drain(app, max_concurrency=50)
+    assert {JobStatus.SUCCESSFUL} == set((await queries.job_status(ids)).values())
+
+
+async def test_scopes_and_threads_work_from_step_to_step(app: PgQueuer, queries: Queries) -> None:
+    """Nested scopes, their deadlines, task groups and threads behave as in a task of the job's own."""
+    seen: list[object] = []
+
+    @app.entrypoint("nested")
+    async def nested(job: Job) -> None:
+        secret.set(7)
+        with anyio.move_on_after(0.01) as scope:
+            await anyio.sleep_forever()
+        seen.append(scope.cancelled_caught)
+        seen.append(await anyio.to_thread.run_sync(secret.get))
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fail)
+                await anyio.sleep_forever()
+        except* ValueError:
+            seen.append("failed")
+
+    async def fail() -> None:
+        raise ValueError
+
+    (job_id,) = await queries.enqueue("nested")
+    await drain(app)
+    assert [True, 7, "failed"] == seen
+    assert {job_id: JobStatus.SUCCESSFUL} == await queries.job_status([job_id])
+
+
+async def test_a_failure_touches_no_job_behind_it(app: PgQueuer, queries: Queries) -> None:
+    """Whatever a job raises without waiting, the next ones run in the same slot."""
+
+    @app.entrypoint("mixed")
+    async def mixed(job: Job) -> None:
+        if job.payload == b"exit":
+            raise SystemExit(3)
+        if job.payload == b"group":
+            raise BaseExceptionGroup("both", [KeyboardInterrupt(), ValueError()])
+
+    ids = await queries.enqueue(["mixed"] * 4, [b"exit", b"fine", b"group", b"fine"])
+    await drain(app)
+    statuses = await queries.job_status(ids)
+    failed, fine = JobStatus.FAILED, JobStatus.SUCCESSFUL
+    assert [failed, fine, failed, fine] == [statuses[job_id] for job_id in ids]
+
+
+async def test_a_handler_can_have_a_task_of_its_own(app: PgQueuer, queries: Queries) -> None:
+    """``own_task=True``: no two jobs in one task, although none of them waits."""
+    tasks: list[str | None] = []
+
+    @app.entrypoint("own", own_task=True)
+    async def own(job: Job) -> None:
+        tasks.append(anyio.get_current_task().name)
+
+    ids = await queries.enqueue(["own"] * 20, None)
+    await drain(app)
+    assert sorted(f"job:own:{job_id}" for job_id in ids) == sorted(str(name) for name in tasks)
+
+
+async def test_own_task_is_checked(app: PgQueuer) -> None:
+    """Only True and False."""
+    with pytest.raises(ConfigurationError, match="own_task"):
+        app.entrypoint("own", own_task=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_that_was_asked_to_cancel_takes_no_further_job(app: PgQueuer, queries: Queries) -> None:
+    """A handler that cancels its asyncio task and then returns does so to itself alone."""
+    tasks: dict[bytes | None, int] = {}
+
+    @app.entrypoint("selfish")
+    async def selfish(job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if job.payload == b"cancel":
+            task.cancel()
+        tasks[job.payload] = id(task)
+
+    ids = await queries.enqueue(["selfish"] * 3, [b"first", b"cancel", b"last"])
+    await drain(app)
+    statuses = await queries.job_status(ids)
+    assert [JobStatus.SUCCESSFUL] * 3 == [statuses[job_id] for job_id in ids]
+    assert tasks[b"cancel"] != tasks[b"last"]
+
+
+async def test_a_waiting_task_shows_its_job(app: PgQueuer, queries: Queries) -> None:
+    """Task dumps name the job, and the stack of its context has the handler's line."""
+    release, waiting = anyio.Event(), anyio.Event()
+
+    @app.entrypoint("wait")
+    async def wait(job: Job) -> None:
+        waiting.set()
+        await release.wait()
+
+    (job_id,) = await queries.enqueue("wait")
+    async with running_worker(app):
+        with anyio.fail_after(10):
+            await waiting.wait()
+            await anyio.wait_all_tasks_blocked()
+        names = [task.name for task in anyio.get_running_tasks()]
+        assert f"job:wait:{job_id}" in names
+        assert "await release.wait()" in app.get_context(job_id).stack()
+        release.set()
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_dump_of_trio_s_tasks_shows_the_handler(app: PgQueuer, queries: Queries) -> None:
+    """The frames that trio finds go through the slot into the handler."""
+    import trio
+
+    release, waiting = anyio.Event(), anyio.Event()
+    found: list[trio.lowlevel.Task] = []
+
+    @app.entrypoint("wait")
+    async def wait(job: Job) -> None:
+        found.append(trio.lowlevel.current_task())
+        waiting.set()
+        await release.wait()
+
+    await queries.enqueue("wait")
+    async with running_worker(app):
+        with anyio.fail_after(10):
+            await waiting.wait()
+            await anyio.wait_all_tasks_blocked()
+        assert "wait" in [frame.f_code.co_name for frame, _ in found[0].iter_await_frames()]
+        release.set()
