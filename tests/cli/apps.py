@@ -78,8 +78,8 @@ def throwing() -> PgQueuer:
 @asynccontextmanager
 async def slow_to_open() -> AsyncIterator[PgQueuer]:
     """An app that is not there before somebody loses patience."""
-    print("opening", flush=True)
     try:
+        print("opening", flush=True)
         await anyio.sleep(3600)
         yield PgQueuer()
     finally:
