@@ -28,7 +28,7 @@ OPTIONS = {
     "log_line_prefix": "[%a] ",
     "log_statement": "all",
 }
-_STATEMENT = re.compile(r"^\[pgq_anyio(?: (\w+))?\] LOG:  (?:statement|execute [^:]*):", re.MULTILINE)
+_STATEMENT = re.compile(r"^\[pgq_anyio (\w+)\] LOG:  (?:statement|execute ([^:]*?)(?:_\d+_\w+)?): ", re.MULTILINE)
 
 
 @attrs.define(eq=False)
@@ -69,8 +69,8 @@ class OwnServer:
 
         run_in_thread(run)
 
-    def statements(self, since: int = 0) -> list[str]:
-        """The role of each statement that workers have sent, from a position of the log on."""
+    def statements(self, since: int = 0) -> list[tuple[str, str]]:
+        """Role and name of each statement that workers have sent, from a position of the log on."""
         with self.log.open("rb") as file:
             file.seek(since)
             return _STATEMENT.findall(file.read().decode(errors="replace"))

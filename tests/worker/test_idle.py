@@ -1,0 +1,203 @@
+"""What an idle worker costs, and how fast it is: measured by the server's log, and from enqueue to start.
+
+The bounds on times are generous, so that a busy machine does not matter; the exact figures belong to the benchmarks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from anyio.abc import TaskGroup
+from psycopg import sql
+
+from pgq_anyio import Job, PgQueuer
+from pgq_anyio._services import listener
+from pgq_anyio.testing import running_worker
+from tests.worker.own_server import OwnServer
+
+pytestmark = pytest.mark.anyio
+
+
+class Producer:
+    """Enqueues by plain SQL, and knows when handlers began."""
+
+    def __init__(self, connection: psycopg.Connection[Any], schema: str) -> None:
+        self.connection = connection
+        self._schema = sql.Identifier(schema)
+        self._started: dict[int, float] = {}
+        self._news = anyio.Event()
+
+    def started(self, job: Job) -> None:
+        self._started[job.id] = time.monotonic()
+        self._news.set()
+        self._news = anyio.Event()
+
+    def value(self, query: str) -> Any:
+        text = sql.SQL(query).format(schema=self._schema)
+        row = self.connection.execute(text).fetchone()
+        return None if row is None else row[0]
+
+    async def delay(self, *, within: float) -> float:
+        """Seconds from the begin of an enqueue to the start of the handler."""
+        began_at = time.monotonic()
+        job_id = self.value("select {schema}.enqueue('fetch')")
+        with anyio.fail_after(within):
+            while job_id not in self._started:
+                await self._news.wait()
+        return self._started[job_id] - began_at
+
+    async def wait_for(self, query: str) -> Any:
+        """The first value of a query that is true."""
+        with anyio.fail_after(15):
+            while not (value := self.value(query)):  # noqa: ASYNC110  (it can only be looked at)
+                await anyio.sleep(0.01)
+            return value
+
+
+@pytest.fixture
+def producer(dsn: str, schema: str) -> Iterator[Producer]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield Producer(connection, schema)
+
+
+@pytest.fixture
+def own_producer(own_server: OwnServer, empty_schema: str) -> Iterator[Producer]:
+    """On the server whose log is counted."""
+    with psycopg.connect(own_server.dsn, autocommit=True) as connection:
+        yield Producer(connection, empty_schema)
+
+
+def make_app(dsn: str, schema: str, producer: Producer | None = None) -> PgQueuer:
+    app = PgQueuer(dsn, schema=schema)
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        if producer is not None:
+            producer.started(job)
+
+    return app
+
+
+ASLEEP = "select bool_and(sleeping) from {schema}.worker"
+LISTENER = "select pid from pg_stat_activity where application_name = 'pgq_anyio listen' and query like 'listen%'"
+
+
+@pytest.mark.promise(6)
+async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, producer: Producer) -> None:
+    """Half of 200 within 10 ms, all but two within 100 ms."""
+    async with running_worker(make_app(dsn, schema, producer)):
+        await producer.wait_for(ASLEEP)
+        delays = sorted([await producer.delay(within=5) for _ in range(200)])
+    assert statistics.median(delays) < 0.01
+    assert delays[-3] < 0.1
+
+
+@pytest.mark.promise(6)
+async def test_a_listener_that_was_killed_listens_again(dsn: str, schema: str, producer: Producer) -> None:
+    """With a poll interval that never ends: what is enqueued meanwhile is found, and what comes later, at once."""
+    async with running_worker(make_app(dsn, schema, producer), dequeue_timeout=3600):
+        await producer.wait_for(ASLEEP)
+        for _ in range(3):
+            await anyio.sleep(1.4)  # the looks that follow falling asleep are over
+            pid = await producer.wait_for(LISTENER)
+            producer.connection.execute("select pg_terminate_backend(%s)", (pid,))
+            assert await producer.delay(within=10) < 2
+            await producer.wait_for(f"{LISTENER} and pid <> {pid}")
+            delays = [await producer.delay(within=10) for _ in range(5)]
+            assert statistics.median(delays) < 0.1
+
+
+@pytest.mark.promise(6)
+async def test_jobs_are_found_without_any_notification(
+    dsn: str, schema: str, producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LISTEN succeeds and has no effect, as behind a transaction pooler: within the poll interval."""
+
+    async def listen_in_vain(conn: object, channels: object) -> None:
+        """As a pooler does it: on a connection that is somebody else's a moment later."""
+
+    monkeypatch.setattr(listener, "subscribe", listen_in_vain)
+    poll = 1.0
+    async with running_worker(make_app(dsn, schema, producer), dequeue_timeout=poll, lease=3):
+        await producer.wait_for(ASLEEP)
+        for _ in range(6):
+            assert await producer.delay(within=poll + 2) < poll + 0.5
+            await anyio.sleep(0.4)
+
+
+def count(server: OwnServer, since: int) -> Counter[str]:
+    return Counter(name or role for role, name in server.statements(since))
+
+
+@pytest.mark.promise(48)
+async def test_an_idle_worker_asks_once_per_heartbeat_and_poll(
+    own_server: OwnServer, empty_schema: str, own_producer: Producer
+) -> None:
+    """After two seconds of idling; schedules and other workers do not change that."""
+    app = make_app(own_server.dsn, empty_schema)
+
+    @app.schedule("yearly", "0 0 1 1 *")
+    async def yearly(schedule: object) -> None:
+        raise AssertionError("not in this year")
+
+    lease, poll, idle = 3.0, 2.5, 6.0
+    async with running_worker(app, lease=lease, dequeue_timeout=poll):
+        await own_producer.wait_for(ASLEEP)
+        await anyio.sleep(2)
+        since = own_server.log.stat().st_size
+        await anyio.sleep(idle)
+        counts = count(own_server, since)
+    assert {"beat_worker", "claim_sweep"} == set(counts)
+    assert idle / (lease / 3) - 1 <= counts["beat_worker"] <= idle / (lease / 3 * 0.9) + 1
+    assert idle / poll - 1 <= counts["claim_sweep"] <= idle / poll + 1
+
+
+@pytest.mark.promise(48)
+async def test_a_rare_heart_does_not_watch_a_frequent_one_closely(
+    own_server: OwnServer, empty_schema: str, own_producer: Producer
+) -> None:
+    """Between two of its own heartbeats a worker with a long lease cannot know that one with a short lease is well: it
+    asks twice at most, and then waits for its next heartbeat.
+    """
+    rare, frequent = (make_app(own_server.dsn, empty_schema) for _ in range(2))
+    async with running_worker(rare, lease=21), running_worker(frequent, lease=2):
+        await own_producer.wait_for(ASLEEP)
+        await anyio.sleep(2)
+        since = own_server.log.stat().st_size
+        await anyio.sleep(7)
+        counts = count(own_server, since)
+    assert counts["rescue_jobs"] <= 4
+    assert counts["beat_worker"] >= 7
+
+
+@pytest.mark.promise(48)
+async def test_ten_idle_workers_and_one_enqueue_a_second(
+    own_server: OwnServer, empty_schema: str, own_producer: Producer
+) -> None:
+    """Below 50 statements a second together. Peer's bug: every worker wakes for every enqueue."""
+    seconds = 6
+
+    async def start(app: PgQueuer, tasks: TaskGroup) -> None:
+        await tasks.start(partial(app.run))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            await start(make_app(own_server.dsn, empty_schema, own_producer), tasks)
+        await own_producer.wait_for(ASLEEP)
+        await anyio.sleep(2)
+        since = own_server.log.stat().st_size
+        for _ in range(seconds):
+            await own_producer.delay(within=5)
+            await anyio.sleep(1)
+        counts = count(own_server, since)
+        tasks.cancel_scope.cancel()
+    assert seconds == counts["finish_jobs"]
+    assert counts.total() < 50 * seconds
