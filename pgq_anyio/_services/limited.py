@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -34,13 +33,13 @@ from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._hints import Hints
 from .._holdings import Holdings
+from .._limited_name import LimitedName
 from .._limits import Limits
 from .._models import Job
 from .._store._sql import Store
 from .._store.limiter import (
     Definition,
     LimitedClaim,
-    NameAnswer,
     Scan,
     claim_limited,
     list_limits,
@@ -50,66 +49,12 @@ from .._store.limiter import (
 
 logger = logging.getLogger("pgq_anyio.limits")
 
-#: Pause before a lock that another worker holds is tried again (in seconds, jittered between the two).
-LOCKED_PAUSE: Final = (0.005, 0.02)
-#: The longest pause before rows that others have locked are tried again (in seconds).
-LONGEST_PAUSE: Final = 0.25
 #: How far a claim reaches beyond rows that others have locked.
 MAX_REACH: Final = 8
-#: When a name that has nothing queued is looked at again (in seconds after the last look); then the poll interval.
-LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
 #: Without being empty for this long, nobody has to notify us for a name (in seconds).
 AWAKE_AFTER: Final = 1.0
 #: Pause between two notifications that slots are free which we cannot take (in seconds).
 TELL_PAUSE: Final = 0.05
-
-
-@attrs.define(eq=False)
-class LimitedName:
-    """What the claimer knows of one name."""
-
-    name: str
-    hints: Hints | None
-    #: when it is to be asked for (event loop's clock)
-    ready_at: float = -math.inf
-    #: whether it waits for news and ``ready_at`` is only the poll
-    resting: bool = False
-    #: whether nothing was queued when it was looked at last, and when that was
-    empty: bool = False
-    emptied_at: float = -math.inf
-    #: how many of LOOK_AGAIN have passed
-    looks: int = 0
-    #: whether there was news since the last claim began
-    woken: bool = False
-    #: whether one of our jobs has freed a slot that was not looked at yet
-    freed: bool = False
-    pause: float = 0.0
-
-    def wake(self, *, in_front: bool = False) -> None:
-        """There is news: ask for it at once."""
-        self.woken = True
-        self.ready_at = -math.inf
-        self.resting = False
-        if in_front and self.hints is not None:
-            self.hints.sweep_next()
-
-    def wait(self, pause: float) -> None:
-        """Ask for it again in so many seconds, whatever happens."""
-        self.empty = self.resting = False
-        self.ready_at = anyio.current_time() + pause
-
-    def rest(self, poll_interval: float, *, empty: bool) -> None:
-        """Ask for it when there is news."""
-        now = anyio.current_time()
-        self.empty = empty
-        pause = poll_interval
-        if empty:
-            self.emptied_at = now
-            if self.looks < len(LOOK_AGAIN):
-                pause = LOOK_AGAIN[self.looks]
-                self.looks += 1
-        self.resting = pause == poll_interval
-        self.ready_at = now + pause
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -165,7 +110,7 @@ class LimitedClaimer:
         self._definitions = {one.entrypoint: one for one in definitions}
         before = self.names
         self.names = {
-            name: before.get(name) or LimitedName(name, None)
+            name: before.get(name) or LimitedName(name)
             for name, one in self._definitions.items()
             if one.limits.is_limited
         }
@@ -312,6 +257,7 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
 
 def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool) -> None:
     """Decide for each name when it is to be asked for again."""
+    now = anyio.current_time()
     by_name: dict[str, list[tuple[Job, int]]] = {}
     for job, seq in claim.jobs:
         by_name.setdefault(job.entrypoint, []).append((job, seq))
@@ -320,56 +266,23 @@ def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: 
         one = claimer.names.get(answer.entrypoint)
         if one is None:
             continue  # its limits are gone since
-        jobs = by_name.get(answer.entrypoint, [])
+        jobs = by_name.get(one.name, [])
         if one.hints is not None and answer.locked:
             one.hints.learn(jobs)
-            if answer.entrypoint in swept:
-                one.hints.swept(anyio.current_time(), took)
-        contended = _decide(claimer, one, answer, len(jobs), swept=one.name in swept, has_room=has_room) or contended
-        if one.woken:
-            one.wake()
+            if one.name in swept:
+                one.hints.swept(now, took)
+        contended |= one.answered(
+            now,
+            locked=answer.locked,
+            slots_left=answer.slots_left,
+            candidates=answer.candidates,
+            pause=answer.pause,
+            got=len(jobs),
+            swept=one.name in swept,
+            has_room=has_room,
+            poll_interval=claimer.poll_interval,
+        )
     claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
-
-
-def _decide(
-    claimer: LimitedClaimer, one: LimitedName, answer: NameAnswer, got: int, *, swept: bool, has_room: bool
-) -> bool:
-    """Set when a name is to be asked for again; whether others had its rows locked."""
-    if not answer.locked:
-        one.wait(random.uniform(*LOCKED_PAUSE))  # noqa: S311  (jitter, not a secret)
-        return False
-    one.freed = False
-    if answer.slots_left is not None and answer.slots_left <= 0:
-        one.looks = 0
-        one.rest(claimer.poll_interval, empty=False)
-        return False
-    if answer.candidates <= got and has_room and not got and swept:
-        one.rest(claimer.poll_interval, empty=True)
-        return False
-    if not got:
-        if not answer.candidates and one.hints is not None:
-            one.hints.sweep_next()  # what is left of the hint was not looked at
-            one.wait(0.0)
-            return False
-        if not has_room:
-            one.wait(0.0)
-            return False
-    one.looks = 0
-    if answer.pause is not None and answer.pause > 0:
-        one.wait(answer.pause)
-        return False
-    if got:
-        one.pause = 0.0
-        one.wait(0.0)
-        if got < answer.candidates and has_room:
-            return True
-        if answer.candidates <= got and one.hints is not None and has_room:
-            one.hints.sweep_next()
-        return False
-    # Others have locked all rows in reach: cancel requests in transactions that are still open.
-    one.pause = min(max(one.pause * 2, LOCKED_PAUSE[0]), LONGEST_PAUSE)
-    one.wait(one.pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
-    return True
 
 
 async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> None:
@@ -410,6 +323,5 @@ async def _doze(claimer: LimitedClaimer) -> None:
         # What was enqueued without seeing the mark is found by looking again.
         one = claimer.names.get(name)
         if one is not None and one.empty:
-            one.looks = 0
-            one.rest(claimer.poll_interval, empty=True)
+            one.look_again(anyio.current_time(), claimer.poll_interval, first=True)
     claimer.dozing = sleepers

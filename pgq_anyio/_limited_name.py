@@ -1,0 +1,129 @@
+"""When a worker asks for the jobs of a limited name again: decided by what the last claim said, and by news since."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Final
+
+import attrs
+
+from ._hints import Hints
+
+#: Pause before a lock that another worker holds is tried again (in seconds, jittered between the two).
+LOCKED_PAUSE: Final = (0.005, 0.02)
+#: Pause before rows that others have locked are tried again (in seconds): the first, and the longest.
+FIRST_PAUSE: Final = 0.005
+LONGEST_PAUSE: Final = 0.25
+#: When a name that has nothing queued is looked at again (in seconds after the last look); then the poll interval.
+LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
+
+
+@attrs.define(eq=False)
+class LimitedName:
+    """What a worker knows of one limited name. All times are those of the event loop's clock."""
+
+    name: str
+    #: where to look first, or ``None`` if the order of its jobs is strict
+    hints: Hints | None = None
+    #: when it is to be asked for
+    ready_at: float = -math.inf
+    #: whether it waits for news, and ``ready_at`` is only the poll
+    resting: bool = False
+    #: whether nothing was queued when it was looked at last, and when that was
+    empty: bool = False
+    emptied_at: float = -math.inf
+    #: whether there was news since the last claim began
+    woken: bool = False
+    #: whether one of our jobs has freed a slot that was not looked at yet
+    freed: bool = False
+    _looks: int = 0
+    _pause: float = 0.0
+
+    def wake(self, *, in_front: bool = False) -> None:
+        """There is news: ask for it at once.
+
+        :param in_front: whether it may lie left of the hints
+        """
+        self.woken = True
+        self.ready_at = -math.inf
+        self.resting = False
+        if in_front and self.hints is not None:
+            self.hints.sweep_next()
+
+    def answered(
+        self,
+        now: float,
+        *,
+        locked: bool,
+        slots_left: int | None,
+        candidates: int,
+        pause: float | None,
+        got: int,
+        swept: bool,
+        has_room: bool,
+        poll_interval: float,
+    ) -> bool:
+        """Decide when to ask again.
+
+        :param locked: whether the lock was free; if not, the rest means nothing
+        :param slots_left: how many more jobs may run, or ``None`` for any number
+        :param candidates: how many queued jobs were in reach
+        :param pause: seconds until the next token, or ``None``
+        :param got: how many jobs the claim brought
+        :param swept: whether it looked without hints
+        :param has_room: whether it might have brought more
+        :param poll_interval: the longest pause (in seconds)
+        :return: whether others had its rows locked
+        """
+        contended = False
+        if not locked:
+            self._wait(now, random.uniform(*LOCKED_PAUSE))  # noqa: S311  (jitter, not a secret)
+        else:
+            self.freed = False
+            if slots_left is not None and slots_left <= 0:
+                self._looks, self.empty, self.resting = 0, False, True
+                self.ready_at = now + poll_interval
+            elif not candidates and swept:
+                self.look_again(now, poll_interval)
+            elif not candidates:
+                self._sweep_next()  # what lies left of the hint was not looked at
+                self._wait(now, 0.0)
+            elif pause is not None and pause > 0:
+                self._looks = 0
+                self._wait(now, pause)
+            elif got or not has_room:
+                self._looks, self._pause = 0, 0.0
+                self._wait(now, 0.0)
+                contended = has_room and got < candidates
+                if has_room and not contended:
+                    self._sweep_next()
+            else:
+                # Others have locked all rows in reach: cancel requests in transactions that are still open.
+                contended = True
+                self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+                self._wait(now, self._pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+        if self.woken:
+            self.wake()
+        return contended
+
+    def look_again(self, now: float, poll_interval: float, *, first: bool = False) -> None:
+        """Nothing is queued: look again soon, for what was being enqueued just now; then rest.
+
+        :param first: whether enqueuers have only now been told to notify us
+        """
+        if first:
+            self._looks = 0
+        self.empty, self.emptied_at = True, now
+        self.resting = self._looks == len(LOOK_AGAIN)
+        self.ready_at = now + (poll_interval if self.resting else min(LOOK_AGAIN[self._looks], poll_interval))
+        if not self.resting:
+            self._looks += 1
+
+    def _wait(self, now: float, pause: float) -> None:
+        self.empty = self.resting = False
+        self.ready_at = now + pause
+
+    def _sweep_next(self) -> None:
+        if self.hints is not None:
+            self.hints.sweep_next()
