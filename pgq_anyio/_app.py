@@ -39,6 +39,7 @@ from ._registry import (
     is_async_callable,
     wants_context,
 )
+from ._retention import WEEK, RetentionLike
 from ._retry import RetryPolicy
 from ._run_settings import Mode, RunSettings, check_run_settings
 from ._stop import Stop
@@ -240,6 +241,7 @@ class PgQueuer:
         cancel_grace: float | timedelta = 5.0,
         signals: Sequence[signal.Signals] = (),
         block_warning: float | timedelta | None = 1.0,
+        retention: RetentionLike = WEEK,
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run a worker until it is stopped, on trio or asyncio. Never returns while a handler runs.
@@ -258,6 +260,10 @@ class PgQueuer:
         :param cancel_grace: how long a handler may take to end after it was cancelled (in seconds)
         :param block_warning: a handler that blocks the event loop for longer than this is logged with its stack (in
             seconds), ``None`` never
+        :param retention: how long records of jobs are kept after their end (in seconds, or a ``timedelta``); or a
+            mapping of such times for ``successful``, ``failed`` and ``cancelled``, in which what is left out is seven
+            days. Workers look for old records once an hour, and once a minute if that is needed. A whole day is dropped
+            up to a day after its time. Of workers with different times the shortest holds. Defaults to seven days.
         :param signals: signals that stop the worker: the first gracefully, the second at once. None by default.
         :raises RuntimeError: if this app is being run already
         :raises ConfigurationError: if an option cannot be used; the message names it
@@ -274,6 +280,7 @@ class PgQueuer:
             cancel_grace=cancel_grace,
             signals=signals,
             block_warning=block_warning,
+            retention=retention,
             exit_process=False,
         )
         await self._run(settings, task_status=task_status)

@@ -12,6 +12,7 @@ import attrs
 from ._durations import count, seconds
 from ._errors import ConfigurationError
 from ._registry import MIN_LEASE
+from ._retention import Retention, RetentionLike, check_retention
 
 Mode = Literal["continuous", "drain"]
 
@@ -36,6 +37,8 @@ class RunSettings:
     signals: tuple[signal.Signals, ...]
     #: after how long a blocked event loop is reported, or ``None`` for never
     block_warning: float | None
+    #: how long records of finished jobs are kept
+    retention: Retention
     #: whether handlers that ignore their cancellation may be left behind by ending the process
     exit_process: bool
 
@@ -51,6 +54,7 @@ def check_run_settings(
     cancel_grace: float | timedelta,
     signals: Sequence[signal.Signals],
     block_warning: float | timedelta | None,
+    retention: RetentionLike,
     exit_process: bool,
 ) -> RunSettings:
     """:raises ConfigurationError: if an option cannot be used; the message names it"""
@@ -66,5 +70,6 @@ def check_run_settings(
         cancel_grace=seconds("cancel_grace", cancel_grace),
         signals=tuple(signal.Signals(number) for number in signals),
         block_warning=None if block_warning is None else seconds("block_warning", block_warning, above=0.0),
+        retention=check_retention(retention),
         exit_process=exit_process,
     )

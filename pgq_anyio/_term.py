@@ -208,7 +208,9 @@ class Term:
             start_run=self._start_scheduled,
         )
         self.rescuer = Rescuer(line=self.dispatch_line, store=store)
-        self.pruner = Pruner(line=self.maintenance_line, store=store, workers=lambda: self.peers + 1)
+        self.pruner = Pruner(
+            line=self.maintenance_line, store=store, workers=lambda: self.peers + 1, retention=settings.retention
+        )
         self.heart = Heart(
             line=self.heartbeat_line,
             store=store,

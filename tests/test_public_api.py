@@ -70,7 +70,7 @@ def test_the_signatures_are_these() -> None:
 
     assert ["source", "schema", "lifespan"] == parameters(pgq_anyio.PgQueuer.__init__)
     run = ["dequeue_timeout", "batch_size", "max_concurrency", "mode", "lease", "shutdown_grace", "cancel_grace"]
-    assert [*run, "signals", "block_warning", "task_status"] == parameters(pgq_anyio.PgQueuer.run)
+    assert [*run, "signals", "block_warning", "retention", "task_status"] == parameters(pgq_anyio.PgQueuer.run)
     for option in ("retry_timer", "timeout", "max_attempts", "max_crashes", "retry_policy", "executor_factory"):
         assert option in parameters(pgq_anyio.PgQueuer.entrypoint)
     assert ["name", "expression", "timezone", "missed", "executor_factory"] == parameters(pgq_anyio.PgQueuer.schedule)

@@ -62,6 +62,17 @@ def parse_duration(text: str | float) -> float:
     return value
 
 
+def parse_retention(text: str | float) -> float | dict[str, float]:
+    """One duration, or several by status: ``successful=1h,failed=30d``.
+
+    :raises typer.BadParameter: if it is neither
+    """
+    if "=" not in str(text):
+        return parse_duration(text)
+    parts = [part.partition("=") for part in str(text).split(",")]
+    return {status.strip(): parse_duration(duration) for status, _, duration in parts}
+
+
 def parse_time(option: str, text: str) -> datetime:
     """A moment, in the local time zone if it names none.
 

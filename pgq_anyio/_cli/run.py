@@ -28,7 +28,7 @@ from .backends import Backend, BackendName, choose_backend, python_version, run_
 from .draining import show_draining
 from .loading import Target, load_target, open_app
 from .logs import LogFormat, LogLevel, set_up_logging
-from .options import Dsn, Invocation, Traceback, describe, invocation_of, parse_duration
+from .options import Dsn, Invocation, Traceback, describe, invocation_of, parse_duration, parse_retention
 from .show import name_list, version
 
 logger = logging.getLogger("pgq_anyio.run")
@@ -60,6 +60,14 @@ def run(
     shutdown_grace: Annotated[Any, Duration(help="How long jobs may go on after the first signal.")] = "30s",
     cancel_grace: Annotated[Any, Duration(help="How long handlers may take to end once cancelled.")] = "5s",
     block_warning: Annotated[Any, Duration(help="How long handlers may block the event loop unreported.")] = "1s",
+    retention: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_retention,
+            metavar="DURATION",
+            help="How long finished jobs are kept: 7d, or successful=1h,failed=30d.",
+        ),
+    ] = "7d",
     drain: Annotated[bool, typer.Option("--drain", help="Exit when no job is left for the app's names.")] = False,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema up to date first.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.INFO,
@@ -79,6 +87,7 @@ def run(
         cancel_grace=cancel_grace,
         signals=(signal.SIGTERM, signal.SIGINT),
         block_warning=block_warning,
+        retention=retention,
         exit_process=True,
     )
     if dsn is not None:

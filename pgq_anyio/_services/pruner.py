@@ -18,20 +18,20 @@ from anyio.abc import TaskStatus
 
 from .._db import retrying
 from .._db.line import Line
+from .._retention import Retention
 from .._store._sql import Store
-from .._store.finished import ensure_partitions, prune_finished
+from .._store.finished import ensure_partitions, prune_finished, sweep_finished
 
 logger = logging.getLogger("pgq_anyio.pruner")
 
-#: Pause between two passes of the whole fleet (in seconds).
+#: The longest and the shortest pause between two passes of the whole fleet (in seconds).
 INTERVAL: Final = 3600.0
+SHORTEST_INTERVAL: Final = 60.0
 #: How long a worker that starts waits for its first pass (in seconds): work does not wait for a table that is locked,
 #: the default partition takes the records meanwhile.
 PATIENCE: Final = 2.0
 #: Pause after a first pass that had to be given up (in seconds).
 SOON: Final = 60.0
-#: How long records of finished jobs are kept (in seconds): seven days.
-RETENTION: Final = 7 * 86400.0
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -42,7 +42,15 @@ class Pruner:
     store: Store
     #: how many workers live, this one included
     workers: Callable[[], int]
-    retention: float = RETENTION
+    retention: Retention = attrs.field(factory=Retention)
+    #: days from which everything has been removed that is to go before the day does
+    swept: set[str] = attrs.field(factory=set, init=False)
+
+    @property
+    def interval(self) -> float:
+        """Pause between two passes of the whole fleet (in seconds)."""
+        shortest = min(self.retention.swept, default=INTERVAL)
+        return min(max(shortest / 4, SHORTEST_INTERVAL), INTERVAL)
 
 
 async def run_pruner(pruner: Pruner, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -50,12 +58,12 @@ async def run_pruner(pruner: Pruner, *, task_status: TaskStatus[None] = anyio.TA
     pause = SOON
     with anyio.move_on_after(PATIENCE):
         await _prune(pruner)
-        pause = INTERVAL
+        pause = pruner.interval
     task_status.started()
     while True:
         await anyio.sleep(pause * pruner.workers() * random.uniform(0.5, 1.5))  # noqa: S311  (jitter, not a secret)
         await _prune(pruner)
-        pause = INTERVAL
+        pause = pruner.interval
 
 
 async def _prune(pruner: Pruner) -> None:
@@ -68,6 +76,7 @@ async def prune_once(pruner: Pruner) -> int:
         conn = await pruner.line.connection()
         made = await ensure_partitions(conn, pruner.store)
         dropped = await prune_finished(conn, pruner.store, retention=pruner.retention)
+        dropped += await sweep_finished(conn, pruner.store, retention=pruner.retention, swept=pruner.swept)
     finally:
         pruner.line.close()
     if made or dropped:

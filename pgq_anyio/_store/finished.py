@@ -5,6 +5,8 @@
 - A day that the default partition already holds a part of is left to it: PostgreSQL refuses it a partition.
 - Dropping a day locks out everybody for a moment. Whoever waits for such a lock stalls all that come after it, for as
   long as a dump or a report runs, so both give up after ``LOCK_TIMEOUT`` and are tried again with the next pass.
+- What is to go before its day is old is deleted, by ranges of blocks: no index on the time of every success is worth
+  its upkeep. A day that nothing can be added to, and nothing has to be deleted from, is not read again.
 - All workers do this at the same time without harm: an advisory lock makes one wait for the other (but no longer than
   for any lock), and what another has done is found done.
 """
@@ -15,9 +17,11 @@ import logging
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
+import attrs
 from psycopg import errors, sql
 
 from .._db import Connection
+from .._retention import Retention
 from ._sql import Store
 
 logger = logging.getLogger("pgq_anyio.store")
@@ -26,6 +30,8 @@ logger = logging.getLogger("pgq_anyio.store")
 LOCK_TIMEOUT: Final = 50
 #: Rows that are deleted in one transaction.
 PRUNE_BATCH: Final = 5000
+#: Blocks that are read in one transaction.
+SWEEP_BLOCKS: Final = 256
 
 _SET_LOCK_TIMEOUT: Final = sql.SQL("set local lock_timeout = {}").format(sql.Literal(f"{LOCK_TIMEOUT}ms"))
 _LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('pgq_anyio days ' || {schema_name}, 0))"
@@ -67,16 +73,16 @@ async def ensure_partitions(conn: Connection, store: Store, *, days: int = 7) ->
     return made
 
 
-async def prune_finished(conn: Connection, store: Store, *, retention: float) -> int:
-    """Remove records of jobs that ended long ago, and errors of attempts as old.
+async def prune_finished(conn: Connection, store: Store, *, retention: Retention) -> int:
+    """Remove records of jobs that ended long ago, and errors and cancel requests as old of jobs that have ended.
 
-    Days are dropped as a whole. Rows of the default partition and errors are deleted.
+    Days are dropped as a whole. Everything else is deleted row by row.
 
     :param conn: a connection outside of any transaction
-    :param retention: how long records are kept (in seconds), rounded up to whole days where there are partitions
+    :param retention: how long records are kept; days go when the longest time has passed since their end
     :return: how many partitions and rows were removed
     """
-    rows = await store.statement("list_days").fetch(conn, retention=retention)
+    rows = await store.statement("list_days").fetch(conn, retention=retention.longest)
     _, first_kept, present = rows[0]
     removed = 0
     for name in present:
@@ -95,9 +101,54 @@ async def prune_finished(conn: Connection, store: Store, *, retention: float) ->
         except errors.InsufficientPrivilege as error:
             logger.warning("partitions of finished jobs cannot be dropped: %s", error)
             break
-    for statement in ("prune_default", "prune_errors"):
-        removed += await _prune_rows(conn, store, statement, retention)
+    removed += await _prune_rows(conn, store, "prune_default", **_times(retention))
+    for statement in ("prune_errors", "prune_cancels"):
+        removed += await _prune_rows(conn, store, statement, retention=retention.longest)
     return removed
+
+
+async def sweep_finished(conn: Connection, store: Store, *, retention: Retention, swept: set[str]) -> int:
+    """Delete what is to go from days that stay.
+
+    :param conn: a connection outside of any transaction
+    :param swept: days that need not be looked at any more; days are added
+    :return: how many rows were removed
+    """
+    times = retention.swept
+    if not times:
+        return 0
+    list_days = store.statement("list_days")
+    (_, newest, present), *_ = await list_days.fetch(conn, retention=times[0])
+    (_, first_unfinished, _), *_ = await list_days.fetch(conn, retention=times[-1])
+    removed = 0
+    for name in present:
+        if name > _partition(newest):
+            break
+        if name not in swept:
+            removed += await _sweep_day(conn, store, name, retention)
+            if name < _partition(first_unfinished):
+                swept.add(name)
+    return removed
+
+
+async def _sweep_day(conn: Connection, store: Store, name: str, retention: Retention) -> int:
+    starts_at = datetime.strptime(name.removeprefix("finished_"), "%Y%m%d").replace(tzinfo=UTC)
+    rows = await store.statement("count_blocks").fetch(conn, name=name)
+    removed = 0
+    for first in range(0, rows[0][0], SWEEP_BLOCKS):
+        removed += await store.statement("sweep_day").run(
+            conn,
+            starts_at=starts_at,
+            ends_at=starts_at + timedelta(days=1),
+            first=first,
+            until=first + SWEEP_BLOCKS,
+            **_times(retention),
+        )
+    return removed
+
+
+def _times(retention: Retention) -> dict[str, float]:
+    return attrs.asdict(retention)
 
 
 async def _make_day(conn: Connection, store: Store, day: date) -> int:
@@ -135,11 +186,11 @@ async def _exists(conn: Connection, day: sql.Identifier) -> bool:
     return (await cursor.fetchall())[0][0] is True
 
 
-async def _prune_rows(conn: Connection, store: Store, statement: str, retention: float) -> int:
+async def _prune_rows(conn: Connection, store: Store, statement: str, **times: float) -> int:
     """Delete old rows, batch by batch."""
     removed = 0
     while True:
-        count = await store.statement(statement).run(conn, retention=retention, limit=PRUNE_BATCH)
+        count = await store.statement(statement).run(conn, limit=PRUNE_BATCH, **times)
         removed += count
         if count < PRUNE_BATCH:
             return removed

@@ -78,7 +78,8 @@ def test_a_worker_in_another_process(commands: Commands, fleet: Fleet) -> None:
         "import time, pathlib\nfrom pgq_anyio import PgQueuer\n"
         f"app = PgQueuer(schema={fleet.schema!r})\n"
         f"@app.schedule('report', {YEARLY!r})\n"
-        "def report(schedule):\n    print('report runs', flush=True)\n    while not pathlib.Path('paper').exists(): time.sleep(0.01)\n"
+        "def report(schedule):\n    print('report runs', flush=True)\n"
+        "    while not pathlib.Path('paper').exists(): time.sleep(0.01)\n"
     )
     options = (f"--dsn={fleet.dsn}", f"--schema={fleet.schema}")
     worker = commands.start("run", "shop:app", *options)

@@ -9,11 +9,13 @@ import pytest
 
 from pgq_anyio._db import Connection
 from pgq_anyio._lifecycle import Again, ErrorText
+from pgq_anyio._models import JobId
+from pgq_anyio._retention import Retention
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store.finished import PRUNE_BATCH, ensure_partitions, prune_finished
 from pgq_anyio._store.running import finish_jobs, settle_jobs
 from tests.store.conftest import Connect
-from tests.store.scenes import add_jobs, add_worker, claim, rows, value
+from tests.store.scenes import add_jobs, add_worker, cancel, claim, rows, value
 
 pytestmark = pytest.mark.anyio
 
@@ -99,7 +101,7 @@ async def test_five_workers_make_days_at_once(conn: Connection, connect: Connect
 
     async def make(worker: Connection) -> None:
         made.append(await ensure_partitions(worker, store))
-        await prune_finished(worker, store, retention=DAY)
+        await prune_finished(worker, store, retention=Retention.of(DAY))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(5):
@@ -127,10 +129,10 @@ async def test_a_reader_delays_nobody(conn: Connection, connect: Connect, store:
         await rows(dump, store, "select count(*) from {schema}.finished")
         with anyio.fail_after(5):
             assert 0 == await ensure_partitions(worker, store, days=9)
-            assert 0 == await prune_finished(worker, store, retention=DAY)
+            assert 0 == await prune_finished(worker, store, retention=Retention.of(DAY))
             assert 2 == len(await finish_jobs(conn, store, await claim(conn, store)))
     assert 2 == await ensure_partitions(worker, store, days=9)
-    assert 1 == await prune_finished(worker, store, retention=DAY)
+    assert 1 == await prune_finished(worker, store, retention=Retention.of(DAY))
     assert named(0, 9) == await days(conn, store)
 
 
@@ -147,11 +149,11 @@ async def test_old_records_are_removed(conn: Connection, store: Store) -> None:
     await record(conn, store, days_ago=20, number=PRUNE_BATCH + 10)
     await record(conn, store, days_ago=3, number=5)
     await record(conn, store, days_ago=0, number=5)
-    assert PRUNE_BATCH + 11 == await prune_finished(conn, store, retention=7 * DAY)
+    assert PRUNE_BATCH + 11 == await prune_finished(conn, store, retention=Retention.of(7 * DAY))
     assert named(0, 7) == await days(conn, store)
     assert 10 == await value(conn, store, "select count(*) from {schema}.finished")
-    assert 0 == await prune_finished(conn, store, retention=7 * DAY)
-    assert 5 == await prune_finished(conn, store, retention=DAY)
+    assert 0 == await prune_finished(conn, store, retention=Retention.of(7 * DAY))
+    assert 5 == await prune_finished(conn, store, retention=Retention.of(DAY))
 
 
 async def test_a_day_is_kept_until_all_of_it_is_old(conn: Connection, store: Store) -> None:
@@ -163,7 +165,7 @@ async def test_a_day_is_kept_until_all_of_it_is_old(conn: Connection, store: Sto
         f"create table {{schema}}.finished_{edge:%Y%m%d} partition of {{schema}}.finished "
         f"for values from ('{edge} 00:00+00') to ('{today()} 00:00+00')",
     )
-    assert 0 == await prune_finished(conn, store, retention=DAY)
+    assert 0 == await prune_finished(conn, store, retention=Retention.of(DAY))
     assert f"finished_{edge:%Y%m%d}" in await days(conn, store)
 
 
@@ -174,10 +176,11 @@ async def test_old_errors_of_attempts_are_removed(conn: Connection, store: Store
     await add_jobs(conn, store, 2)
     again = Again(0, counted=True, error=ErrorText("ValueError", "no", None))
     await settle_jobs(conn, store, [(held, again) for held in await claim(conn, store)])
+    await cancel(conn, store, [JobId(1), JobId(2)])
     await rows(
         conn, store, "update {schema}.attempt_error set failed_at = failed_at - interval '8 days' where job_id = 1"
     )
-    assert 1 == await prune_finished(conn, store, retention=7 * DAY)
+    assert 1 == await prune_finished(conn, store, retention=Retention.of(7 * DAY))
     assert [(2,)] == await rows(conn, store, "select job_id from {schema}.attempt_error")
 
 
@@ -192,7 +195,7 @@ async def test_a_worker_without_privileges_goes_on(conn: Connection, connect: Co
         worker = await connect()
         await worker.execute(f"set role {role}".encode())
         assert 0 == await ensure_partitions(worker, store, days=9)
-        assert 1 == await prune_finished(worker, store, retention=DAY)
+        assert 1 == await prune_finished(worker, store, retention=Retention.of(DAY))
     finally:
         await rows(conn, store, f"drop owned by {role}")
         await rows(conn, store, f"drop role {role}")

@@ -24,17 +24,60 @@ select exists (
 -- In batches: a long transaction would keep all other tables from being vacuumed.
 with old as materialized (
     select f.ctid as tid from {schema}.finished_default f
-    where f.finished_at < clock_timestamp() - make_interval(secs => %(retention)s::double precision)
+    where f.finished_at < now() - make_interval(secs => case f.status
+        when 'successful' then %(successful)s::double precision
+        when 'failed' then %(failed)s::double precision
+        else %(cancelled)s::double precision
+    end)
     order by f.finished_at limit %(limit)s::integer
     for update skip locked
 )
 delete from {schema}.finished_default f where f.ctid = any (array(select tid from old))
 
--- name: prune_errors
+-- name: count_blocks
+-- How large a partition is; 0 for one that has gone.
+select coalesce(max(pg_relation_size(c.oid) / current_setting('block_size')::bigint), 0)
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = {schema_name} and c.relname = %(name)s::text
+
+-- name: sweep_day
+-- Old rows of some blocks of one day, which its bounds choose among the partitions. Nothing else bounds the work of a
+-- statement: there is no index on the time, and a search from the start of the table would walk over all that earlier
+-- batches have deleted.
 with old as materialized (
-    select e.ctid as tid from {schema}.attempt_error e
-    where e.failed_at < clock_timestamp() - make_interval(secs => %(retention)s::double precision)
-    order by e.failed_at limit %(limit)s::integer
+    select f.ctid as tid from {schema}.finished f
+    where f.finished_at >= %(starts_at)s::timestamptz and f.finished_at < %(ends_at)s::timestamptz
+        and f.ctid >= ('(' || %(first)s::bigint || ',0)')::tid and f.ctid < ('(' || %(until)s::bigint || ',0)')::tid
+        and f.finished_at < now() - make_interval(secs => case f.status
+            when 'successful' then %(successful)s::double precision
+            when 'failed' then %(failed)s::double precision
+            else %(cancelled)s::double precision
+        end)
     for update skip locked
 )
+delete from {schema}.finished f
+where f.ctid = any (array(select tid from old))
+    and f.finished_at >= %(starts_at)s::timestamptz and f.finished_at < %(ends_at)s::timestamptz
+
+-- name: prune_errors
+-- Not those of jobs that have not ended, however old: their record will tell of them.
+with old as materialized (
+    select e.ctid as tid from {schema}.attempt_error e
+    where e.failed_at < now() - make_interval(secs => %(retention)s::double precision)
+        and not exists (select from {schema}.deferred d where d.job_id = e.job_id)
+        and not exists (select from {schema}.queued q where q.job_id = e.job_id)
+        and not exists (select from {schema}.running r where r.job_id = e.job_id)
+    order by e.failed_at limit %(limit)s::integer
+    for update of e skip locked
+)
 delete from {schema}.attempt_error e where e.ctid = any (array(select tid from old))
+
+-- name: prune_cancels
+with old as materialized (
+    select c.ctid as tid from {schema}.cancel_request c
+    where c.requested_at < now() - make_interval(secs => %(retention)s::double precision)
+        and not exists (select from {schema}.running r where r.job_id = c.job_id)
+    order by c.requested_at limit %(limit)s::integer
+    for update of c skip locked
+)
+delete from {schema}.cancel_request c where c.ctid = any (array(select tid from old))
