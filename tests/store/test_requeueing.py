@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -63,7 +65,7 @@ async def test_a_job_that_fails_again_meanwhile_is_not_requeued_twice(
     assert [second] == end.value.value
 
 
-def one_step(steps: Steps[list[JobId]], answer: object) -> Steps[list[tuple[object, ...]]]:
+def one_step(steps: Steps[list[JobId]], answer: object) -> Steps[Any]:
     """The next step alone; its answer."""
     answer = yield steps.send(answer)
     return answer
