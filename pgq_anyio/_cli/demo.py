@@ -92,16 +92,7 @@ def _ephemeral_server() -> Iterator[str]:
     try:
         yield server.__enter__()
     finally:
-        with _uninterrupted():
-            server.__exit__(None, None, None)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let no signal end the block; it has a bound of its own."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # What follows has bounds of its own, and then the process ends: an interrupt could only leave something behind.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        server.__exit__(None, None, None)
