@@ -1,0 +1,115 @@
+"""One measurement of limits: a child process of ``limits``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+
+from pgq_anyio import Job, PgQueuer, SyncQueries
+from pgq_anyio._store.migrations import migrate_sync, uninstall_sync
+
+from ._children import LOOPS, loop_options
+from ._server import settle
+
+SCHEMA = "bench_limits"
+CHUNK = 10_000
+#: How long a worker that falls asleep looks for what it may have missed (in seconds).
+FALLING_ASLEEP = 3.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Measure once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("drain", "full"))
+    parser.add_argument("dsn")
+    parser.add_argument("loop", choices=LOOPS)
+    parser.add_argument("jobs", type=int)
+    parser.add_argument("limit", type=int)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    args = parser.parse_args()
+    with psycopg.connect(args.dsn, autocommit=True) as conn:
+        uninstall_sync(conn, SCHEMA)
+        migrate_sync(conn, SCHEMA)
+        with SyncQueries(conn, schema=SCHEMA) as queries:
+            for start in range(0, args.jobs, CHUNK):
+                queries.enqueue("limited", [None] * min(CHUNK, args.jobs - start))
+    settle(args.dsn)
+    figures = _drain(args) if args.what == "drain" else _full(args)
+    with psycopg.connect(args.dsn, autocommit=True) as conn:
+        uninstall_sync(conn, SCHEMA)
+    print(json.dumps(figures))
+
+
+def _drain(args: argparse.Namespace) -> dict[str, Any]:
+    """Drain no-op jobs."""
+    app = PgQueuer(args.dsn, schema=SCHEMA)
+    handled = running = highest = 0
+
+    @app.entrypoint("limited", concurrency_limit=args.limit)
+    async def limited(job: Job) -> None:
+        nonlocal handled, running, highest
+        running += 1
+        highest = max(highest, running)
+        handled += 1
+        running -= 1
+
+    started = time.perf_counter()
+    anyio.run(lambda: app.run(mode="drain", max_concurrency=max(args.limit, 100)), **loop_options(args.loop))
+    seconds = time.perf_counter() - started
+    if handled != args.jobs or highest > args.limit:
+        raise SystemExit(f"{handled} handlers ran, {highest} at once")
+    return {"jobs_per_second": args.jobs / seconds}
+
+
+def _full(args: argparse.Namespace) -> dict[str, Any]:
+    """Hold the limit full, with the rest of the jobs queued behind it."""
+    app = PgQueuer(args.dsn, schema=SCHEMA)
+
+    @app.entrypoint("limited", concurrency_limit=args.limit)
+    async def limited(job: Job) -> None:
+        await anyio.sleep_forever()
+
+    figures: dict[str, Any] = {}
+
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(lambda *, task_status: app.run(shutdown_grace=0, task_status=task_status))
+            await anyio.sleep(FALLING_ASLEEP)
+            worker, server, started = _worker_cpu(), _server_cpu(args.dsn), time.perf_counter()
+            await anyio.sleep(args.seconds)
+            seconds = time.perf_counter() - started
+            figures["worker_cpu_percent"] = (_worker_cpu() - worker) / seconds * 100
+            figures["server_cpu_percent"] = (_server_cpu(args.dsn) - server) / seconds * 100
+            app.stop()
+
+    anyio.run(run, **loop_options(args.loop))
+    return figures
+
+
+def _worker_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _server_cpu(dsn: str) -> float:
+    """CPU seconds of the backends that serve this worker; only a server on this machine can be measured."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        pids = conn.execute("select pid from pg_stat_activity where application_name like 'pgq\\_anyio %'").fetchall()
+    total = 0
+    for (pid,) in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / TICKS
+
+
+if __name__ == "__main__":
+    main()
