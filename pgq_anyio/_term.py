@@ -434,10 +434,14 @@ class Term:
                 self._wake(entrypoint)
 
     def _share_names(self) -> None:
-        """The limits in the database have changed: each name belongs to one of the two claimers."""
+        """The limits in the database have been read: each name belongs to one of the two claimers. Until then, claims
+        without limits may have been refused.
+        """
         unlimited = tuple(name for name in self.entrypoints if name not in self.limited.names)
         if unlimited != self.claimer.hints.entrypoints:
             self.claimer.hints = Hints(unlimited)
+        self.claimer.hints.sweep_next()
+        self.claimer.bell.ring()
 
     def _look_everywhere(self) -> None:
         """Notifications may have been missed, and a server that crashed may have forgotten what we hold."""

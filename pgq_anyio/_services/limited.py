@@ -73,7 +73,7 @@ class LimitedClaimer:
     on_answer: Callable[[bool], None]
     #: starts the jobs of one claim; never waits
     start_jobs: Callable[[Sequence[Job], int], None]
-    #: called when the set of limited names has changed
+    #: called when the definitions have been read: each name belongs to one of the two claimers
     on_names: Callable[[], None]
     #: called when nothing is to be done
     on_idle: Callable[[], None]
@@ -122,8 +122,7 @@ class LimitedClaimer:
                 entry.hints = Hints((name,))
             entry.wake()
         self._outdated = False
-        if self.names.keys() != before.keys():
-            self.on_names()
+        self.on_names()
         self._bell.ring()
 
     def outdate(self) -> None:

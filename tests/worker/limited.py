@@ -37,6 +37,8 @@ async def limited(job: Job) -> None:
             case b"stubborn":
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(0.3)
+            case b"slow":
+                await anyio.sleep(4)
             case b"retry" if job.attempt < 3:
                 await anyio.sleep(0.005)
                 raise Retry(delay=0)

@@ -138,14 +138,20 @@ def test_a_limit_that_a_dead_worker_fills(fleet: Fleet, backend: str) -> None:
 @BACKENDS
 def test_a_slot_freed_by_a_worker_that_stops_wakes_another(fleet: Fleet, backend: str) -> None:
     """Long before its next poll."""
-    (first,) = start(fleet, backend, 1, {"concurrency_limit": 1}, shutdown_grace=20)
-    (running,) = enqueue(fleet, [b"stubborn"])
+    both = start(fleet, backend, 2, {"concurrency_limit": 1}, shutdown_grace=20)
+    (running,) = enqueue(fleet, [b"slow"])
     wait_until(lambda: fleet.events(running))
-    (second,) = start(fleet, backend, 1, {"concurrency_limit": 1})
+    ((_, pid),) = fleet.events(running)
+    stopping, other = both if both[0].pid == pid else both[::-1]
     (waiting,) = enqueue(fleet, [b"quick"])
-    first.signal(signal.SIGTERM)
+    stopping.signal(signal.SIGTERM)
+    assert 0 == stopping.wait()
     wait_until(lambda: fleet.status(waiting), timeout=5)
-    assert [("end", second.pid), ("start", second.pid)] == sorted(fleet.events(waiting))
+    assert [("end", other.pid), ("start", other.pid)] == sorted(fleet.events(waiting))
+    ended, began = fleet.rows(
+        "select at from {log} where (job_id, event) in ((%s, 'end'), (%s, 'start')) order by at", running, waiting
+    )
+    assert began[0] - ended[0] < timedelta(seconds=5)
 
 
 @pytest.mark.promise(20)
@@ -307,11 +313,17 @@ async def test_two_workers_with_different_limits(
     first, second = PgQueuer(dsn, schema=schema), PgQueuer(dsn, schema=schema)
     first.entrypoint("limited")(handler)
     second.entrypoint("limited", concurrency_limit=3)(handler)
+    others = []
+
+    @first.entrypoint("other")
+    async def other(job: Job) -> None:
+        others.append(job.id)
+
     with caplog.at_level(logging.WARNING):
         async with running_worker(first), running_worker(second):
             await wait_for(lambda: len(caplog.messages) > 0)
-            await queries.enqueue(["limited"] * 60)
-            await wait_for(lambda: 60 == done)
+            await queries.enqueue(["limited"] * 60 + ["other"])
+            await wait_for(lambda: 60 == done and 1 == len(others))
     assert 3 == highest
     (message,) = caplog.messages
     assert "no limits" in message
