@@ -24,7 +24,7 @@ def list_jobs(
     ctx: typer.Context,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
     entrypoint: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Only jobs of this entrypoint.")
+        str | None, typer.Option("--entrypoint", "--name", metavar="NAME", help="Only jobs of this entrypoint.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
     before: Annotated[str | None, typer.Option(metavar="ID", help="Only jobs older than this one.")] = None,
