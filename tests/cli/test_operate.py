@@ -86,11 +86,13 @@ def test_cancel_by_filter(invoke: Invoke, fleet: Fleet) -> None:
         (["jobs", "requeue", "--status", "successful", "--yes"], "status must be one of failed, cancelled"),
         (["jobs", "requeue", "--after", "yesterday", "--yes"], "--after 'yesterday' is no time"),
         (["jobs", "requeue", "--entrypoint", "fetch", "--limit", "0", "--yes"], "--limit"),
+        (["run", "shop:app", "--retention", "week"], "'week' is no duration"),
+        (["run", "shop:app", "--retention", "succesful=1h"], "retention is for successful, failed, cancelled, not for"),
     ],
 )
 @pytest.mark.promise(39)
 def test_misuse(invoke: Invoke, fleet: Fleet, arguments: list[str], told: str) -> None:
-    """A call that names no jobs, or in two ways, changes nothing and says what to write."""
+    """A call that names no jobs, or in two ways, or no time, changes nothing and says what to write."""
     printed_ids(invoke("enqueue", "fetch"))
     refused = invoke(*arguments)
     assert (2, "") == (refused.exit_code, refused.stdout)
