@@ -88,11 +88,13 @@ async def test_a_claim_by_its_plan_takes_jobs(conn: Connection, connect: Connect
 
 
 @pytest.mark.promise(24)
-async def test_a_cancel_of_few_among_many_uses_the_index(conn: Connection, store: Store) -> None:
+async def test_a_cancel_among_many_uses_the_index(conn: Connection, store: Store) -> None:
     """On an ordinary connection too, with statistics of an empty table."""
     await fill(conn, store, 30_000)
     job_ids = list(range(1000, 1050))
-    plan = await plan_of(conn, store, "cancel_jobs", {"job_ids": job_ids, "reason": None, "states": ["deferred", "queued", "running"]})
+    plan = await plan_of(
+        conn, store, "cancel_jobs", {"job_ids": job_ids, "reason": None, "states": ["deferred", "queued", "running"]}
+    )
     on_queue = [node for node in nodes(plan) if node.get("Relation Name") == "queued"]
     assert {"queued_job"} == {node["Index Name"] for node in on_queue if "Index Name" in node}
     assert not [node for node in on_queue if node["Node Type"] == "Seq Scan"]

@@ -22,7 +22,9 @@ create table {schema}.queued (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 2000000000
 );
 create index queued_lane on {schema}.queued (entrypoint, priority desc, seq);
-create index queued_job on {schema}.queued (job_id);
+-- Unique for the planner's sake: without statistics it takes an id for half a percent of the table, and reads all of it
+-- (a cancel of 1,000 among 1 M: 3.8 s instead of 39 ms). It costs nothing measurable on insert.
+create unique index queued_job on {schema}.queued (job_id);
 
 create table {schema}.deferred (
     run_at timestamptz not null,
@@ -40,7 +42,7 @@ create table {schema}.deferred (
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 2000000000
 );
 create index deferred_due on {schema}.deferred (run_at, job_id);
-create index deferred_job on {schema}.deferred (job_id);
+create unique index deferred_job on {schema}.deferred (job_id);
 
 create table {schema}.running (
     job_id bigint primary key,
