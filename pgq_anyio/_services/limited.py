@@ -214,7 +214,9 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
         with claimer.shield():
             conn = await claimer.line.connection()
             if claimer.line.opened != claimer.connection_no:
+                # Another server may have taken over, one that has not heard of the last second: the mark may be gone.
                 claimer.connection_no = claimer.line.opened
+                claimer.dozing = frozenset()
                 for one in claimer.names.values():
                     if one.hints is not None:
                         one.hints.forget()

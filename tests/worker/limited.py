@@ -17,6 +17,7 @@ from psycopg import sql
 from pgq_anyio import Job, PgQueuer, Retry
 from tests.worker import process
 from tests.worker.apps import DSN, SCHEMA, app
+from tests.worker.away import JOURNAL
 
 _INSERT = sql.SQL("insert into {} (job_id, event, pid) values (%s, %s, %s)").format(sql.Identifier(SCHEMA + "_log"))
 _connection = psycopg.connect(DSN, autocommit=True)
@@ -29,6 +30,12 @@ def log(job_id: int, event: str) -> None:
 
 async def limited(job: Job) -> None:
     """Take 5 ms, and end as the payload says."""
+    if job.payload == b"journal":
+        # For when the database is away: into a file.
+        JOURNAL.write(job.id, "start")
+        await anyio.sleep(0.3)
+        JOURNAL.write(job.id, "end")
+        return
     log(job.id, "start")
     try:
         match job.payload:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -15,7 +16,9 @@ import pytest
 
 from pgq_anyio import Job, PgQueuer, Queries
 from pgq_anyio.testing import running_worker
+from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+from tests.worker.own_server import OwnServer
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 LEASE = 2.0
@@ -132,6 +135,28 @@ def test_a_limit_that_a_dead_worker_fills(fleet: Fleet, backend: str) -> None:
     assert 3 == len(cancelled)
     wait_until(lambda: 33 == count_ended(fleet), timeout=30)
     assert 3 == highest_overlap(fleet, but=dying.pid)
+
+
+@pytest.mark.promise(18)
+@BACKENDS
+def test_a_crash_of_the_server_at_the_limit(
+    own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str
+) -> None:
+    """What a crash would undo was never believed to be claimed: no job starts twice, and the limit holds throughout."""
+    start(own_fleet, backend, 2, {"concurrency_limit": 3}, lease=6)
+    ids = enqueue(own_fleet, [b"journal"] * 50)
+    wait_until(lambda: len(journal.read()) > 20)
+    own_server.stop("immediate")
+    threading.Event().wait(0.5)  # the time that it is away is what the test is about
+    own_server.start()
+    own_fleet.reconnect()
+    wait_until(lambda: len(ids) == count_ended(own_fleet), timeout=30)
+    now = highest = 0
+    for entry in sorted(journal.read(), key=lambda entry: entry.at):
+        now += 1 if entry.event == "start" else -1
+        highest = max(highest, now)
+    assert 3 == highest
+    assert ids == sorted(entry.job_id for entry in journal.read() if entry.event == "start")
 
 
 @pytest.mark.promise(18)
