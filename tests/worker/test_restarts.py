@@ -45,7 +45,10 @@ def test_a_restart_under_load_loses_no_outcome(
     """Peer's bug: nothing recovers after a PostgreSQL restart. Three seconds away, two workers, half of the jobs done:
     within 10 s everybody works again under the old registration, every job ends once, and all slots are usable.
     """
-    workers = [own_fleet.start(backend, program=PROGRAM, max_concurrency=10, batch_size=10) for _ in range(2)]
+    workers = [
+        own_fleet.start(backend, program=PROGRAM, max_concurrency=10, batch_size=10, shutdown_grace=0.2)
+        for _ in range(2)
+    ]
     registered = own_fleet.rows("select worker_id from {schema}.worker order by worker_id")
     ids = own_fleet.enqueue("short", b"0.02", times=800)
     wait_until(lambda: len(journal.read()) > 400)
@@ -70,11 +73,9 @@ def test_a_restart_under_load_loses_no_outcome(
 
 
 def check_capacity(fleet: Fleet, journal: Journal, slots: int) -> None:
-    """No slot was lost: as many jobs as there are slots run at once."""
-    ids = fleet.enqueue("work", b"1.5", times=slots)
+    """No slot was lost: as many jobs as there are slots run at once. They are given back when the workers stop."""
+    ids = fleet.enqueue("work", b"3600", times=slots)
     wait_until(lambda: all("start" in journal.events(one) for one in ids))
-    assert not any("end" in journal.events(one) for one in ids)
-    wait_until(lambda: slots == fleet.value("select count(*) from {schema}.finished where job_id = any (%s)", ids))
 
 
 @pytest.mark.promise(15)
