@@ -13,7 +13,7 @@ from ._executors import (
     ThreadExecutor,
 )
 from ._lifecycle import Cancel, Discard, Retry, Snooze
-from ._models import CancelReason, ErrorRecord, Job, JobId, JobRecord, JobStatus, Schedule, ScheduleRecord
+from ._models import CancelReason, ErrorRecord, Job, JobId, JobRecord, JobStatus, Schedule, ScheduleRecord, WorkerRecord
 from ._registry import ExecutorParameters
 from ._retry import RetryPolicy
 
@@ -48,5 +48,6 @@ __all__ = [
     "Snooze",
     "SyncQueries",
     "ThreadExecutor",
+    "WorkerRecord",
     "current_context",
 ]

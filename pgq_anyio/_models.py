@@ -144,6 +144,26 @@ class JobRecord:
 
 
 @attrs.frozen(slots=True)
+class WorkerRecord:
+    """A worker as the database knows it."""
+
+    id: int
+    #: host and process
+    name: str
+    entrypoints: tuple[str, ...]
+    #: seconds without a heartbeat after which it counts as dead
+    lease: float
+    started_at: datetime
+    heartbeat_at: datetime
+    #: whether it waits to be notified of work
+    is_sleeping: bool
+    #: when it said that it goes although handlers of its own still run, or ``None``
+    left_at: datetime | None
+    #: how many jobs it holds
+    running: int
+
+
+@attrs.frozen(slots=True)
 class Held:
     """A claimed job with its fence: its row counts as the worker's only while all three numbers match."""
 

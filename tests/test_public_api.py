@@ -40,6 +40,7 @@ NAMES = {
     "Snooze",
     "SyncQueries",
     "ThreadExecutor",
+    "WorkerRecord",
     "current_context",
 }
 

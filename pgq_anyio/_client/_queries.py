@@ -11,7 +11,7 @@ import psycopg
 
 from .._db import PsycopgDriver
 from .._errors import ConfigurationError
-from .._models import JobId, JobRecord, JobStatus, ScheduleRecord
+from .._models import JobId, JobRecord, JobStatus, ScheduleRecord, WorkerRecord
 from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import run_steps
@@ -200,7 +200,7 @@ class Queries:
         async with self._connection() as conn:
             return await run_steps(conn, reading.queue_size(self._store))
 
-    async def workers(self) -> list[reading.WorkerRecord]:
+    async def workers(self) -> list[WorkerRecord]:
         """Tell which workers there are.
 
         :return: their records, the oldest first

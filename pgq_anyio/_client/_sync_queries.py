@@ -19,7 +19,7 @@ from psycopg.waiting import Wait
 
 from .._db._waiting import poll_nowait
 from .._errors import ConfigurationError
-from .._models import JobId, JobRecord, JobStatus, ScheduleRecord
+from .._models import JobId, JobRecord, JobStatus, ScheduleRecord, WorkerRecord
 from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import is_in_transaction, run_steps_sync
@@ -160,7 +160,7 @@ class SyncQueries:
         with self._connection() as conn:
             return run_steps_sync(conn, reading.queue_size(self._store))
 
-    def workers(self) -> list[reading.WorkerRecord]:
+    def workers(self) -> list[WorkerRecord]:
         """Tell which workers there are, as ``Queries.workers`` does."""
         with self._connection() as conn:
             return run_steps_sync(conn, reading.list_workers(self._store))

@@ -7,37 +7,14 @@ in two states.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Final
 
-import attrs
-
-from .._models import ErrorRecord, JobId, JobRecord, JobStatus
+from .._models import ErrorRecord, JobId, JobRecord, JobStatus, WorkerRecord
 from ._sql import Store
 from ._steps import Fetch, Steps
 
 MIN_ID: Final = -(2**63)
 MAX_ID: Final = 2**63 - 1
-
-
-@attrs.frozen(slots=True)
-class WorkerRecord:
-    """A worker as the database knows it."""
-
-    id: int
-    #: host and process
-    name: str
-    entrypoints: tuple[str, ...]
-    #: seconds without a heartbeat after which it counts as dead
-    lease: float
-    started_at: datetime
-    heartbeat_at: datetime
-    #: whether it waits to be notified of work
-    is_sleeping: bool
-    #: when it said that it goes although handlers of its own still run, or ``None``
-    left_at: datetime | None
-    #: how many jobs it holds
-    running: int
 
 
 def job_status(store: Store, ids: Sequence[JobId]) -> Steps[dict[JobId, JobStatus]]:
