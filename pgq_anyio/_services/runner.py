@@ -150,10 +150,10 @@ async def call_handler(
                 await context.follow(executor.execute(task, context))
         if scope.cancelled_caught or (scope.cancel_called and context.cancellation.seen):
             return JobTimeout(timeout)
-    except anyio.get_cancelled_exc_class() as error:
+    except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103  (one that no scope explains is an error)
         if outer_cancelled():
             raise
-        return error
+        return error  # noqa: ASYNC104  (as above)
     except KeyboardInterrupt as error:
         if _is_real_interrupt(error):
             raise
