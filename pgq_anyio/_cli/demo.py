@@ -1,21 +1,26 @@
 """``pgq-anyio demo``: the queue at work on a PostgreSQL of its own, which is gone afterwards.
 
 What is shown is real: an ephemeral embedded server, a worker, a producer, and a summary read from the database. Every
-act waits for facts and has a deadline. Ctrl-C ends it at any time: the worker gives its jobs back, and a second Ctrl-C
-cannot keep the server from being stopped and removed.
+act waits for facts and has a deadline.
+
+Ctrl-C ends it at any time: the worker gives its jobs back. What follows has bounds of its own, so that further ones
+change nothing: left to the event loop, a second Ctrl-C breaks asyncio off in the middle, and the thread of a handler
+that nobody can cancel any more keeps the process.
 """
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Final
 
 import anyio
 import typer
+from anyio import CancelScope
+from anyio.abc import TaskStatus
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -48,8 +53,26 @@ def demo(
     with signals_as_interrupt(), _ephemeral_server() as dsn:
         for name in BackendName if backend is None else [backend]:
             chosen = choose_backend(name, None)
-            run_on(chosen, partial(_show, console, dsn, chosen))
+            run_on(chosen, partial(_show_until_interrupted, partial(_show, console, dsn, chosen)))
     console.print("\nthe server and its data are removed; try it with your own jobs: [bold]pgq-anyio run module:app[/]")
+
+
+async def _show_until_interrupted(show: Callable[[], Awaitable[None]]) -> None:
+    """:raises KeyboardInterrupt: once the show has been cancelled by a signal, and has ended"""
+    async with anyio.create_task_group() as tasks:
+        with CancelScope() as scope:
+            await tasks.start(_receive_signals, scope)
+            await show()
+        tasks.cancel_scope.cancel()
+    if scope.cancelled_caught:
+        raise KeyboardInterrupt
+
+
+async def _receive_signals(scope: CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        task_status.started()
+        async for _ in received:
+            scope.cancel()
 
 
 async def _show(console: Console, dsn: str, backend: Backend) -> None:
