@@ -23,6 +23,7 @@ import anyio
 import attrs
 from anyio import CancelScope
 from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint_if_cancelled
 from psycopg import OperationalError
 
 from .._db import Connection, retrying
@@ -127,6 +128,8 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
     claimer.idled_at = anyio.current_time()
     task_status.started()
     while True:
+        # A claim is shielded: without this, a cancelled claimer would claim what is given back, again and again.
+        await checkpoint_if_cancelled()
         if not claimer.hints.entrypoints:
             claimer.on_idle()
             await claimer.bell.wait()

@@ -25,7 +25,9 @@ from pgq_anyio import Job, PgQueuer
 from pgq_anyio._db import Connection
 from pgq_anyio._db._core import WaitingConnection
 from pgq_anyio._models import JobId
+from pgq_anyio._services import claimer
 from pgq_anyio._store._sql import Store
+from pgq_anyio._store.queued import Claim
 from pgq_anyio._store.worker import mark_left
 from tests.store.scenes import add_jobs, add_worker, claim, rows
 
@@ -166,3 +168,35 @@ async def test_nothing_is_lost_whatever_happens_at_any_wait(
             if missed == IN_A_ROW:
                 return
     raise AssertionError("a run never ended before its deed")
+
+
+@pytest.mark.promise(34, 36)
+@pytest.mark.parametrize("ending", ["cancel", "stop"])
+async def test_the_claim_under_way_is_the_last_one(
+    dsn: str, schema: str, conn: Connection, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """A worker that is to end while there is a backlog does not go on claiming what it gives back."""
+    store = Store(schema)
+    app = PgQueuer(dsn, schema=schema)
+    claim_rows, claims = claimer._claim, 0
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        await anyio.sleep_forever()
+
+    async def claim_and_end(*arguments: Any) -> Claim:
+        nonlocal claims
+        claims += 1
+        if claims == 3:
+            if ending == "cancel":
+                scope.cancel()
+            else:
+                app.stop()
+        return await claim_rows(*arguments)
+
+    monkeypatch.setattr(claimer, "_claim", claim_and_end)
+    jobs = await add_jobs(conn, store, 20)
+    with anyio.fail_after(20), CancelScope() as scope:
+        await app.run(batch_size=1, shutdown_grace=0.1)
+    assert 3 == claims
+    assert [(job_id,) for job_id in jobs] == await rows(conn, store, "select job_id from {schema}.queued order by seq")
