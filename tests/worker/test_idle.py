@@ -97,7 +97,12 @@ async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, pro
     """
     async with running_worker(make_app(dsn, schema, producer)):
         await producer.wait_for(ASLEEP)
-        delays = sorted([await producer.delay(within=5) for _ in range(200)])
+        await anyio.sleep(1.4)  # the looks that follow falling asleep are over
+        delays = []
+        for _ in range(200):
+            delays.append(await producer.delay(within=5))
+            await anyio.sleep(0.01)  # it is idle again
+    delays.sort()
     assert delays[20] < 0.01
     assert statistics.median(delays) < 0.1
 
@@ -170,14 +175,14 @@ async def test_a_rare_heart_does_not_watch_a_frequent_one_closely(
     asks twice at most, and then waits for its next heartbeat.
     """
     rare, frequent = (make_app(own_server.dsn, empty_schema) for _ in range(2))
-    async with running_worker(rare, lease=21), running_worker(frequent, lease=2):
+    async with running_worker(frequent, lease=2), running_worker(rare, lease=21):
         await own_producer.wait_for(ASLEEP)
         await anyio.sleep(2)
         since = own_server.log.stat().st_size
-        await anyio.sleep(7)
+        await anyio.sleep(4)  # the next heartbeat of the rare one is more than six seconds after its first
         counts = count(own_server, since)
-    assert counts["rescue_jobs"] <= 4
-    assert counts["beat_worker"] >= 7
+    assert counts["rescue_jobs"] <= 2
+    assert counts["beat_worker"] >= 4
 
 
 @pytest.mark.promise(48)
