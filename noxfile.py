@@ -51,6 +51,9 @@ nox.options.sessions = [
     "coverage",  # the tests on the oldest Python
 ]
 
+#: Most tests wait for something, so three at a time keep two cores busy without crowding the ones that measure time.
+PARALLEL = ("-n", "3", "--dist", "worksteal")
+
 #: Rules of flake8-async that we do not follow: how anyio is imported (106), parameters called timeout (109), a list of
 #: all startable functions (114), async functions without an await (124: handlers are async by kind), ``task_status``
 #: passed on (128), a checkpoint in every function (9xx).
@@ -80,7 +83,7 @@ def prepare(session: nox.Session, *groups: str, extras: str | None = None) -> No
 def run_tests(session: nox.Session) -> None:
     """The whole test suite, against the embedded PostgreSQL."""
     prepare(session, "test", extras="embedded,uvloop")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
 
 
 def run_tests_on_postgres(session: nox.Session) -> None:
@@ -88,7 +91,7 @@ def run_tests_on_postgres(session: nox.Session) -> None:
     major = int(session.name.rpartition("-")[2])
     prepare(session, "test", extras="embedded,uvloop")
     ignored = ("--ignore=tests/values", "--ignore=tests/embedded")
-    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *ignored, *session.posargs)
+    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *ignored, *PARALLEL, *session.posargs)
 
 
 for _version, _python in PYTHONS.items():
@@ -103,7 +106,7 @@ def coverage(session: nox.Session) -> None:
     prepare(session, "test", extras="embedded,uvloop")
     session.env["COVERAGE_FILE"] = os.path.join(ROOT, session.virtualenv.location, "data")  # with its hundreds of parts
     session.run("python", "-m", "coverage", "erase")
-    session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *session.posargs)
+    session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *PARALLEL, *session.posargs)
     session.run("python", "-m", "coverage", "combine", "--quiet")
     session.run("python", "-m", "coverage", "report", *(["--fail-under=0"] if session.posargs else []))
 

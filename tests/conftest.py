@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,13 +120,18 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.when == "call" and report.passed:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the reports carry the numbers: the tests may run in other processes than the summary."""
+    for item in items:
         for marker in item.iter_markers("promise"):
-            _proved.update(marker.args)
-    return report
+            item.user_properties.extend(("promise", number) for number in marker.args)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        for name, value in report.user_properties:
+            if name == "promise" and isinstance(value, int):
+                _proved.add(value)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
