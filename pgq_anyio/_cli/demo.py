@@ -59,9 +59,10 @@ def demo(
 
 async def _show_until_interrupted(show: Callable[[], Awaitable[None]]) -> None:
     """:raises KeyboardInterrupt: once the show has been cancelled by a signal, and has ended"""
+    scope = CancelScope()
     async with anyio.create_task_group() as tasks:
-        with CancelScope() as scope:
-            await tasks.start(_receive_signals, scope)
+        await tasks.start(_receive_signals, scope)
+        with scope:
             await show()
         tasks.cancel_scope.cancel()
     if scope.cancelled_caught:
