@@ -51,8 +51,8 @@ nox.options.sessions = [
     "coverage",  # the tests on the oldest Python
 ]
 
-#: Most tests wait for something, so three at a time keep two cores busy without crowding the ones that measure time.
-PARALLEL = ("-n", "3", "--dist", "worksteal")
+#: Most tests wait for something: six at a time keep two cores busy.
+PARALLEL = ("-n", "6", "--dist", "worksteal")
 
 #: Rules of flake8-async that we do not follow: how anyio is imported (106), parameters called timeout (109), a list of
 #: all startable functions (114), async functions without an await (124: handlers are async by kind), ``task_status``
