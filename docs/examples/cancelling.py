@@ -11,10 +11,12 @@ from pgq_anyio.testing import running_worker
 
 DSN = os.environ["PGQ_ANYIO_DSN"]
 app = PgQueuer(DSN)
+started: set[JobId] = set()
 
 
 @app.entrypoint("plain")
 async def plain(job: Job) -> None:
+    started.add(job.id)
     try:
         await anyio.sleep_forever()
     finally:
@@ -26,6 +28,7 @@ async def plain(job: Job) -> None:
 
 @app.entrypoint("cooperative")
 async def cooperative(job: Job, context: Context) -> None:
+    started.add(job.id)
     with context.cancellation as cancellation:
         await anyio.sleep_forever()
     # Only the block was cancelled. There are ``cancel_grace`` seconds for what comes after it.
@@ -36,6 +39,7 @@ async def cooperative(job: Job, context: Context) -> None:
 
 @app.entrypoint("thread")
 def thread(job: Job) -> None:
+    started.add(job.id)
     while not current_context().cancellation.cancel_called:
         time.sleep(0.01)  # a step of the work
     print("thread: saw the flag")
@@ -43,6 +47,7 @@ def thread(job: Job) -> None:
 
 @app.entrypoint("checking_thread")
 def checking_thread(job: Job) -> None:
+    started.add(job.id)
     try:
         while True:
             time.sleep(0.01)  # a step of the work
@@ -67,10 +72,19 @@ async def main() -> None:
             for name in ("plain", "cooperative", "thread", "checking_thread", "process"):
                 (job_id,) = await queries.enqueue(name)
                 await wait_for(queries, job_id, JobStatus.RUNNING)
+                if name != "process":
+                    # A job that is cancelled between its claim and its start never starts.
+                    await wait_started(job_id)
                 await queries.mark_job_as_cancelled([job_id], "the customer left")
                 await wait_for(queries, job_id, JobStatus.CANCELLED)
                 record = await queries.get_job(job_id)
                 print(f"{name}: {record and record.cancel_reason}")
+
+
+async def wait_started(job_id: JobId) -> None:
+    with anyio.fail_after(20):
+        while job_id not in started:
+            await anyio.sleep(0.01)
 
 
 async def wait_for(queries: Queries, job_id: JobId, status: JobStatus) -> None:
