@@ -76,7 +76,7 @@ async def work(job: Job, context: Context) -> None:
     until = time.monotonic() + _seconds(job)
     try:
         while time.monotonic() < until:
-            await anyio.sleep(min(TICK, until - time.monotonic()))
+            await anyio.sleep(max(0.0, min(TICK, until - time.monotonic())))
             JOURNAL.write(job.id, "tick")
     except anyio.get_cancelled_exc_class():
         JOURNAL.write(job.id, f"cancelled:{context.cancel_reason}")
