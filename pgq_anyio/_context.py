@@ -20,7 +20,7 @@ from collections.abc import Awaitable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import anyio
 import anyio.from_thread
@@ -29,9 +29,6 @@ from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import EventLoopToken, current_token
 
 from ._models import CancelReason, Job, JobId, Schedule
-
-if TYPE_CHECKING:
-    from ._registry import HandlerKind
 
 _current_context: ContextVar[Context | None] = ContextVar("pgq_anyio_context", default=None)
 
@@ -198,7 +195,6 @@ class Context:
     cancellation: Cancellation = attrs.field(init=False)
 
     _outer: OuterScopes
-    _kind: HandlerKind
     _scope: CancelScope | None = None
     _timeout_scope: CancelScope | None = None
     _requested: Literal[CancelReason.USER, CancelReason.LEASE_LOST] | None = None

@@ -321,7 +321,6 @@ class Term:
                 resources=self.worker.resources,
                 tools=self.tools,
                 outer=self.outer,
-                kind=entrypoint.executor.kind,
             )
             run = Run(Held(job, self.worker_id, claim_no), entrypoint, context, is_limited)
             self.holdings.add(run)
@@ -348,7 +347,6 @@ class Term:
             # Scheduled runs never wait behind jobs, nor do they take their threads.
             tools=attrs.evolve(self.tools, thread_limiter=self._schedule_threads),
             outer=self.outer,
-            kind=entry.executor.kind,
         )
         run = ScheduledRun(held, entry, schedule, context)
         self.scheduler.add(run)

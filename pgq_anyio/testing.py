@@ -107,7 +107,6 @@ async def _call(
         resources=resources,
         tools=ExecutionTools(CapacityLimiter(1), pool, cancel_grace=5.0),
         outer=OuterScopes(CancelScope(), CancelScope()),
-        kind=executor.kind,
     )
     with CancelScope() as scope:
         context.open(scope)
