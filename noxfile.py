@@ -161,6 +161,18 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md."""
+    prepare(session, "test", extras="embedded,uvloop")
+    rows = session.create_tmp()
+    for old in Path(rows).glob("*.json"):
+        old.unlink()
+    form = {"PGQ_ANYIO_TEST_FAULTS": "long", "PGQ_ANYIO_TEST_FAULT_ROWS": rows}
+    session.run("python", "-m", "pytest", "tests/faults", *session.posargs, env=form)
+    session.run("python", "-m", "tests.faults.report", rows)
+
+
+@nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Show the queue at work on a database of its own. Leaves nothing behind."""
     prepare(session, extras="embedded,uvloop")

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -20,12 +21,15 @@ from psycopg import sql
 ROOT = Path(__file__).parents[2]
 
 
-def wait_until(fact: Callable[[], Any], *, timeout: float = 20.0, what: str = "") -> Any:
-    """Look at a fact until it is true; its value. A bound, not a hope: without the fact the test fails."""
+def wait_until(fact: Callable[[], Any], *, timeout: float = 20.0, what: str = "", pause: float = 0.01) -> Any:
+    """Look at a fact until it is true; its value. A bound, not a hope: without the fact the test fails.
+
+    :param pause: between two looks (in seconds), longer where a look costs something
+    """
     deadline = time.monotonic() + timeout
     while not (value := fact()):
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what or fact}"
-        time.sleep(0.01)  # the fact lies in the database or in another process: it can only be looked at
+        time.sleep(pause)  # the fact lies in the database or in another process: it can only be looked at
     return value
 
 
@@ -76,14 +80,17 @@ class Fleet:
         ready: bool = True,
         dsn: str | None = None,
         program: str = "tests.worker.process",
+        environment: Mapping[str, str] = MappingProxyType({}),
         **options: Any,
     ) -> WorkerProcess:
         """Start a worker; by default return once it is registered.
 
         :param program: the module to run, for an app of its own
+        :param environment: what is added to the environment
         """
-        environment = {
+        variables = {
             **os.environ,
+            **environment,
             "PGQ_TEST_DSN": self.dsn,
             "PGQ_TEST_SCHEMA": self.schema,
             "PGQ_TEST_WORKER_DSN": dsn or self.dsn,
@@ -91,7 +98,7 @@ class Fleet:
         popen = subprocess.Popen(
             [sys.executable, "-m", program, backend, json.dumps(options)],
             cwd=ROOT,
-            env=environment,
+            env=variables,
         )
         worker = WorkerProcess(popen, self)
         self.workers.append(worker)

@@ -6,9 +6,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 import psycopg
@@ -37,6 +38,7 @@ class OwnServer:
 
     binaries: PostgresBinaries
     data: Path
+    options: Mapping[str, str] = MappingProxyType(OPTIONS)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +52,9 @@ class OwnServer:
     def start(self) -> None:
         """Start it if it does not run."""
         if self._process is None or self._process.poll() is not None:
-            self._process = self.binaries.start(self.data, socket_directory=self.data, options=OPTIONS, log=self.log)
+            self._process = self.binaries.start(
+                self.data, socket_directory=self.data, options=self.options, log=self.log
+            )
 
     def stop(self, mode: StopMode) -> None:
         """Stop it and wait for its end."""
@@ -77,14 +81,17 @@ class OwnServer:
 
 
 @contextmanager
-def open_own_server(dsn: str) -> Iterator[OwnServer]:
-    """A server of the same binaries as the one of ``dsn``; not started yet."""
+def open_own_server(dsn: str, **options: str) -> Iterator[OwnServer]:
+    """A server of the same binaries as the one of ``dsn``; not started yet.
+
+    :param options: server settings that are added to ``OPTIONS``, or replace them
+    """
     with psycopg.connect(dsn) as connection:
         row = connection.execute("select setting from pg_config where name = 'BINDIR'").fetchone()
     assert row is not None
     directory = Path(tempfile.mkdtemp(prefix="pgq-away-"))
     directory.chmod(0o711)
-    server = OwnServer(PostgresBinaries(Path(row[0])), directory / "data")
+    server = OwnServer(PostgresBinaries(Path(row[0])), directory / "data", {**OPTIONS, **options})
     try:
         server.log.touch()
         server.binaries.initdb(server.data, sync=False)
