@@ -225,6 +225,7 @@ class Term:
             line=listen_line,
             channels=(store.channel, worker_channel(self.worker_id)),
             silence=self.lease,
+            poll_interval=settings.dequeue_timeout,
             on_notification=self._on_notification,
             on_listening=self._look_everywhere,
         )

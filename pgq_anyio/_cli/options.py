@@ -141,6 +141,11 @@ def open_database(ctx: Any, dsn: str | None) -> Iterator[str]:
             yield conninfo
 
 
+def connect(conninfo: str, **options: Any) -> psycopg.Connection[Any]:
+    """The connection of a command. It prepares no statements: a command executes none often, and poolers lose them."""
+    return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
+
+
 def check_ids(texts: list[str]) -> list[int]:
     """Job ids as they were typed.
 
@@ -163,7 +168,7 @@ def open_queries(ctx: Any, dsn: str | None, schema: str) -> Iterator[SyncQueries
     name = f"pgq-anyio, {_person()}"
     with (
         open_database(ctx, dsn) as conninfo,
-        psycopg.connect(conninfo, autocommit=True, fallback_application_name=name) as connection,
+        connect(conninfo, fallback_application_name=name) as connection,
     ):
         if source.is_embedded:
             migrate_sync(connection, schema)

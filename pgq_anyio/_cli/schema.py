@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import psycopg
 import typer
 
 from .._store.migrations import migrate_sync, migration_sql, uninstall_sync
 from .messages import UsageError
-from .options import SCHEMA, Dsn, Schema, Traceback, invocation_of, open_database
+from .options import SCHEMA, Dsn, Schema, Traceback, connect, invocation_of, open_database
 from .show import counted
 
 
@@ -25,7 +24,7 @@ def migrate(
     if sql:
         sys.stdout.write(migration_sql(schema))
         return
-    with open_database(ctx, dsn) as conninfo, psycopg.connect(conninfo, autocommit=True) as connection:
+    with open_database(ctx, dsn) as conninfo, connect(conninfo) as connection:
         applied = migrate_sync(connection, schema)
     where = f"the schema {schema!r} in {invocation_of(ctx).database}"
     if applied:
@@ -44,7 +43,7 @@ def uninstall(
     traceback: Traceback = False,
 ) -> None:
     """Remove the tables with all jobs in them. Does no harm when there are none."""
-    with open_database(ctx, dsn) as conninfo, psycopg.connect(conninfo, autocommit=True) as connection:
+    with open_database(ctx, dsn) as conninfo, connect(conninfo) as connection:
         where = f"the schema {schema!r} in {invocation_of(ctx).database}"
         if not yes:
             if not sys.stdin.isatty():

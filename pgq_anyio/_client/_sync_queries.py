@@ -18,6 +18,7 @@ import psycopg
 from psycopg.waiting import Wait
 
 from .._db._waiting import poll_nowait
+from .._db.pooled import is_pooled_sync
 from .._errors import ConfigurationError
 from .._models import JobId, JobRecord, JobStatus, ScheduleRecord, WorkerRecord
 from .._store import cancelling, enqueueing, operating, reading, requeueing
@@ -214,6 +215,8 @@ class SyncQueries:
             self._own = None
         if self._own is None:
             self._own = psycopg.connect(self._source, autocommit=True)
+            if is_pooled_sync(self._own):
+                self._own.prepare_threshold = None
         return self._own
 
     def _notice_fork(self) -> None:

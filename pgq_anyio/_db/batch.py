@@ -48,7 +48,7 @@ async def _execute(
         for prepared, parameters in written:
             prepared.send(conn.pgconn, parameters)
 
-    results = await exchange(conn, send, len(written))
+    results = await exchange(conn, send, len(written), with_settings=True)
     for index, result in enumerate(results):
         if result.status == _FATAL_ERROR:
             error = error_of(conn, result)

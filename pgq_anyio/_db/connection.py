@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -29,6 +29,7 @@ from ._connecting import open_pgconn
 from ._core import Interruption, WaitingConnection
 from .copying import Cursor, ServerCursor
 from .pipeline import Pipeline
+from .pooled import TransactionSettings, greet
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Connection(WaitingConnection):
 
     #: Whether ``Statement`` may leave prepared statements on the server.
     use_statements: bool = True
+    #: Whether a transaction pooler stands between: what a session keeps is lost there, or left to others.
+    is_pooled: bool = False
+    #: Made by each transaction for itself, because a session cannot keep them.
+    transaction_settings: TransactionSettings | None = None
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[Any] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
@@ -65,7 +70,9 @@ class Connection(WaitingConnection):
         *,
         autocommit: bool = True,
         prepare_threshold: int | None = 5,
-        use_statements: bool = True,
+        use_statements: bool | None = True,
+        pooled: bool | None = False,
+        settings: Mapping[str, str] | None = None,
         context: AdaptContext | None = None,
         row_factory: AsyncRowFactory[Any] = tuple_row,
         cursor_factory: type[Cursor] | None = None,
@@ -76,14 +83,25 @@ class Connection(WaitingConnection):
         :param conninfo: a DSN in either of libpq's forms; what it leaves out comes from libpq's ``PG*`` variables
         :param autocommit: whether each statement is its own transaction. Defaults to ``True``, unlike psycopg.
         :param prepare_threshold: executions after which psycopg prepares a statement; ``None`` = never. Defaults to 5.
-        :param use_statements: ``False`` behind a pooler that does not track prepared statements
+        :param use_statements: ``False`` behind a pooler that does not track prepared statements: neither psycopg nor
+            ``Statement`` prepares any then; ``None`` means "unless it is pooled"
+        :param pooled: whether it leads through a transaction pooler; ``None`` looks, for which the server is asked
+        :param settings: server settings for all statements of this connection; through a pooler, for all ``Statement``s
         :param kwargs: parameters that replace those of the DSN
         :raises psycopg.OperationalError: if no host can be connected to
         """
         conn = cls(await open_pgconn(conninfo, kwargs), row_factory)
         _private.set_options(conn, autocommit=autocommit, context=context)
-        conn.prepare_threshold = prepare_threshold
-        conn.use_statements = use_statements
+        try:
+            with conn.interrupted_by(Interruption.ABORT):
+                conn.is_pooled = await greet(conn, pooled=pooled, settings=settings or {})
+        except BaseException:
+            conn.abort()
+            raise
+        if conn.is_pooled and settings:
+            conn.transaction_settings = TransactionSettings(settings)
+        conn.use_statements = not conn.is_pooled if use_statements is None else use_statements
+        conn.prepare_threshold = prepare_threshold if conn.use_statements else None
         if cursor_factory is not None:
             conn.cursor_factory = cursor_factory
         return conn

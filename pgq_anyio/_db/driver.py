@@ -37,17 +37,27 @@ class PsycopgDriver:
 
     :param conninfo: a DSN in either of libpq's forms; what it leaves out comes from libpq's ``PG*`` variables
     :param max_size: maximum number of connections in the pool. Defaults to 10.
-    :param prepare: ``False`` if ``conninfo`` goes through a pooler that does not track prepared statements: none is
-        left on the server then. Defaults to ``True``.
-    :param direct_conninfo: another way to the same database, for what needs a session of its own (LISTEN), if
-        ``conninfo`` goes through a transaction pooler
+    :param direct_conninfo: another way to the same database, around the pooler that ``conninfo`` goes through, for what
+        needs a session of its own: LISTEN. Without one, workers behind a pooler find work by polling.
+    :param pooled: whether ``conninfo`` goes through a pooler that gives out sessions by transaction. Defaults to
+        ``None``: each connection looks. A pooler that keeps sessions looks the same, and is treated in the same, safe
+        way; ``False`` says that ``conninfo`` can be used like a server.
+    :param prepare: whether prepared statements may be left on the server. Defaults to ``None``: unless there is a
+        pooler. ``True`` if that one tracks them, as PgBouncer from 1.21 on does with ``max_prepared_statements``.
     """
 
     def __init__(
-        self, conninfo: str = "", *, max_size: int = 10, prepare: bool = True, direct_conninfo: str | None = None
+        self,
+        conninfo: str = "",
+        *,
+        max_size: int = 10,
+        direct_conninfo: str | None = None,
+        pooled: bool | None = None,
+        prepare: bool | None = None,
     ) -> None:
         self.conninfo = conninfo
         self.direct_conninfo = direct_conninfo
+        self.pooled = pooled
         self.prepare = prepare
         self._pool = Pool(conninfo, max_size=max_size)
         self._token: anyio.lowlevel.EventLoopToken | None = None
@@ -64,7 +74,7 @@ class PsycopgDriver:
     async def __aenter__(self) -> Self:
         if self._token is not None:
             raise RuntimeError(f"{self!r} is open already")
-        options = self._options(self.conninfo, "pgq_anyio", prepare=self.prepare)
+        options = self._options(self.conninfo, "pgq_anyio")
         pool = Pool(self.conninfo, max_size=self._pool.max_size, **options)
         await pool.__aenter__()
         self._pool = pool
@@ -95,16 +105,17 @@ class PsycopgDriver:
         """Open a connection of one's own, which the caller closes.
 
         :param role: what it is for; shown in ``pg_stat_activity`` as ``pgq_anyio <role>``
-        :param direct: whether it needs a session of its own: ``direct_conninfo`` is used if there is one
+        :param direct: whether it needs a session of its own: ``direct_conninfo`` is used if there is one, and trusted
         :param kwargs: further arguments of ``Connection.connect``
         :raises psycopg.OperationalError: if the server cannot be reached
         """
         self._check_place()
-        conninfo, prepare = self.conninfo, self.prepare
-        if direct and self.direct_conninfo is not None:
-            conninfo, prepare = self.direct_conninfo, True
-        options = self._options(conninfo, f"pgq_anyio {role}", prepare=prepare)
+        around = self.direct_conninfo if direct else None
+        conninfo = self.conninfo if around is None else around
+        options = self._options(conninfo, f"pgq_anyio {role}")
         options["application_name"] = f"pgq_anyio {role}"
+        if around is not None:
+            options |= {"pooled": False, "use_statements": True}
         return await Connection.connect(conninfo, **{**options, **kwargs})
 
     def _check_place(self) -> None:
@@ -122,9 +133,8 @@ class PsycopgDriver:
                 f"{_describe(here)}: make one for each"
             )
 
-    @staticmethod
-    def _options(conninfo: str, application_name: str, *, prepare: bool) -> dict[str, Any]:
-        options: dict[str, Any] = {} if prepare else {"prepare_threshold": None, "use_statements": False}
+    def _options(self, conninfo: str, application_name: str) -> dict[str, Any]:
+        options: dict[str, Any] = {"pooled": self.pooled, "use_statements": self.prepare}
         try:
             given = conninfo_to_dict(conninfo)
         except ProgrammingError:

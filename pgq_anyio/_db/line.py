@@ -5,16 +5,11 @@ The worker's services each have one, so that a heartbeat never waits for a pool 
 
 from __future__ import annotations
 
-from typing import Final
-
 import anyio
 import attrs
 
 from .connection import Connection
 from .driver import PsycopgDriver
-
-#: By a statement and not by the ``options`` of the connection, which poolers refuse.
-_SET: Final = "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) as s (name, value)"
 
 
 @attrs.define(eq=False)
@@ -49,15 +44,9 @@ class Line:
         return self._conn
 
     async def _open(self) -> Connection:
-        conn = await self.driver.connect(role=self.role, direct=self.direct)
+        conn = await self.driver.connect(role=self.role, direct=self.direct, settings=self.settings)
         if self.cleanup_timeout is not None:
             conn.cleanup_timeout = self.cleanup_timeout
-        try:
-            if self.settings:
-                await conn.execute(_SET, [list(self.settings), list(self.settings.values())])
-        except BaseException:
-            conn.abort()
-            raise
         return conn
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGconn, PGresult
 
 from . import _private
+from .pooled import first_failure
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -130,6 +131,9 @@ class Prepared:
         """Execute it once, in a round trip of its own. The lock is held."""
         if not conn.autocommit:
             await conn.wait(_private.begin_steps(conn))
+        if conn.transaction_settings is not None:
+            written = self._dump(values)
+            return (await exchange(conn, lambda: self.send(conn.pgconn, written), 1, with_settings=True))[0]
         self.send(conn.pgconn, self._dump(values))
         results: list[PGresult] = await conn.wait(generators.execute(conn.pgconn))
         return results[0]
@@ -168,15 +172,26 @@ async def prepare(conn: Connection, statement: Statement) -> Prepared:
     return prepared
 
 
-async def exchange(conn: Connection, send: Callable[[], None], count: int) -> list[PGresult]:
+async def exchange(
+    conn: Connection, send: Callable[[], None], count: int, *, with_settings: bool = False
+) -> list[PGresult]:
     """Send several messages in one round trip and read one result for each. The lock is held.
 
     After a failed one the rest is skipped, and what the others did is rolled back, unless one of them committed.
+
+    :param with_settings: whether to make the connection's ``transaction_settings`` first, if it has any
     """
     pgconn = conn.pgconn
+    own = slice(0, count)
+    if with_settings and conn.transaction_settings is not None:
+        send, count, own = conn.transaction_settings.surround(pgconn, send, count)
     pgconn.enter_pipeline_mode()
     try:
-        return await conn.wait(_exchange_steps(pgconn, send, count))
+        results = await conn.wait(_exchange_steps(pgconn, send, count))
+        failure = first_failure(results, own)
+        if failure is not None and all(result.status != _FATAL_ERROR for result in results[own]):
+            raise error_of(conn, failure)
+        return results[own]
     finally:
         if not conn.closed:
             try:

@@ -3,7 +3,10 @@ cancelled.
 
 Nothing depends on them: whatever a notification says is found by polling and by heartbeats too. Each heartbeat sends an
 echo to a channel of this worker alone; a listener that hears nothing for a whole lease, although heartbeats go through,
-takes its connection for dead (half-open, or behind a pooler that swallows notifications) and opens a new one.
+takes its connection for dead (half-open, or to another database) and opens a new one.
+
+Through a transaction pooler it does not listen: LISTEN would stay with a session of the server that is somebody else's
+a moment later, and nothing would be heard.
 """
 
 from __future__ import annotations
@@ -30,6 +33,14 @@ LISTEN_TIMEOUT: Final = 15.0
 #: A connection that has lasted this long (in seconds) has worked.
 WORKING: Final = 1.0
 
+#: What is said once if there is no listening.
+DEAF: Final = (
+    "the database is reached through a pooler, so that notifications cannot be heard: jobs are found within %g s"
+    " (dequeue_timeout), and cancel requests with the next heartbeat. For immediate wake-ups name a way around the"
+    " pooler with --direct-dsn, PGQ_ANYIO_DIRECT_DSN, or PsycopgDriver(direct_conninfo=...); if the pooler keeps"
+    " sessions, that can be the same DSN"
+)
+
 
 def worker_channel(worker_id: int) -> str:
     """The channel on which only this worker listens."""
@@ -44,6 +55,8 @@ class Ear:
     channels: tuple[str, ...]
     #: seconds without any notification after which the connection counts as dead
     silence: float
+    #: how often the queue is looked at if nothing is heard (in seconds), to say so
+    poll_interval: float
     #: called with the text of every notification
     on_notification: Callable[[str], None]
     #: called after every (re)connect: something may have been missed
@@ -51,10 +64,10 @@ class Ear:
 
 
 async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    """Listen until cancelled; started once it listens, or cannot for now."""
+    """Listen until cancelled, or not at all through a pooler; started once it listens, or cannot (for now)."""
     started = False
 
-    async def listen() -> None:
+    async def listen() -> bool:
         nonlocal started
         try:
             try:
@@ -68,6 +81,8 @@ async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_S
             if not started:
                 started = True
                 task_status.started()
+            if conn.is_pooled:
+                return False
             began_at = anyio.current_time()
             try:
                 while await hear_once(ear, conn):
@@ -77,22 +92,25 @@ async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_S
                     raise
                 # It did work: no reason to wait before the next one, however often this has happened.
                 logger.info("listening on a new connection: %s", error)
+            return True
         finally:
             ear.line.close()
 
-    while True:
-        await retrying(listen, what="listening for notifications")
+    while await retrying(listen, what="listening for notifications"):
+        pass
+    logger.warning(DEAF, ear.poll_interval)
 
 
 async def open_once(ear: Ear, timeout: float) -> Connection:
-    """Connect and listen.
+    """Connect and listen, unless through a pooler.
 
     :param timeout: how long both may take together (in seconds)
     :raises psycopg.OperationalError: if that takes too long
     """
     with anyio.move_on_after(timeout):
         conn = await ear.line.connection()
-        await subscribe(conn, ear.channels)
+        if not conn.is_pooled:
+            await subscribe(conn, ear.channels)
         ear.on_listening()
         return conn
     raise OperationalError(f"the server did not let us listen within {timeout:g} s")

@@ -16,13 +16,7 @@ import pytest
 
 from pgq_anyio._embedded import PostgresBinaries
 from pgq_anyio._embedded._binaries import STOP_SIGNALS
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.servers import free_port
 
 
 @attrs.define(eq=False)

@@ -14,8 +14,9 @@ import pytest
 from psycopg import errors
 
 from pgq_anyio._db import Connection, Statement, batch, is_transient
-from tests.db.conftest import OwnServer, Proxy, free_port
+from tests.db.conftest import OwnServer, Proxy
 from tests.db.steps import at_suspension
+from tests.servers import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from pathlib import Path
 
@@ -14,15 +13,9 @@ from pgq_anyio._embedded._account import hand_over
 from pgq_anyio._embedded._server import find_binaries
 from pgq_anyio._embedded._status import is_listening
 from tests.embedded.children import query
+from tests.servers import free_port
 
 INSTALLED = [None, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize("directory", INSTALLED, ids=str)
