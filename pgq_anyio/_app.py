@@ -56,7 +56,8 @@ class PgQueuer:
     """An app: its entrypoints, its schedules, and the worker that runs them.
 
     :param source: a DSN, a :class:`PsycopgDriver`, or ``None`` to look in the environment: ``PGQ_ANYIO_DSN``,
-        ``DATABASE_URL``, libpq's ``PG*`` variables, and else an embedded database (extra ``embedded``)
+        ``DATABASE_URL``, libpq's ``PG*`` variables, and else an embedded database (extra ``embedded``). With a DSN from
+        anywhere, ``PGQ_ANYIO_DIRECT_DSN`` names a way around its pooler, for notifications.
     :param schema: the PostgreSQL schema that holds the tables. Defaults to ``pgq_anyio``.
     :param lifespan: called without arguments when a worker starts; the async context manager that it gives is entered
         before the first job and left after the last one; its value is ``ctx.resources``
@@ -75,6 +76,7 @@ class PgQueuer:
         if lifespan is not None and not callable(lifespan):
             raise ConfigurationError("lifespan must be a function that gives an async context manager, not one itself")
         self._source = source
+        self._direct_dsn: str | None = None
         self._store = Store(schema)
         self._lifespan = lifespan
         self._registry = Registry()
@@ -285,8 +287,9 @@ class PgQueuer:
         )
         await self._run(settings, task_status=task_status)
 
-    def _redirect(self, dsn: str | None, schema: str | None) -> None:
-        """Run on another database or schema than the app was built with (``--dsn`` and ``--schema`` of the CLI)."""
+    def _redirect(self, dsn: str | None, schema: str | None, direct_dsn: str | None = None) -> None:
+        """Run on another database or schema than the app was built with (options of the CLI)."""
+        self._direct_dsn = direct_dsn
         if dsn is not None:
             self._source = dsn
         if schema is not None:
@@ -305,7 +308,9 @@ class PgQueuer:
         for executor in self._registry.executors():
             executor.check()
         stop = Stop()
-        async with open_database(self._source, self._store, migrate_first=migrate_first) as driver:
+        async with open_database(
+            self._source, self._store, direct_dsn=self._direct_dsn, migrate_first=migrate_first
+        ) as driver:
             if self._worker is not None:
                 raise RuntimeError("this PgQueuer is being run already; an app runs one worker at a time")
             self._worker = Worker(

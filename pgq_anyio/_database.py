@@ -16,7 +16,8 @@ import anyio.to_thread
 
 from ._db import PsycopgDriver
 from ._embedded import EmbeddedServer
-from ._settings import find_database
+from ._errors import ConfigurationError
+from ._settings import find_database, find_direct_dsn, redacted
 from ._store._sql import Store
 from ._store.migrations import check_schema, migrate
 
@@ -28,11 +29,17 @@ STOP_TIMEOUT = 15.0
 
 @asynccontextmanager
 async def open_database(
-    source: str | PsycopgDriver | None, store: Store, *, migrate_first: bool = False
+    source: str | PsycopgDriver | None,
+    store: Store,
+    *,
+    direct_dsn: str | None = None,
+    migrate_first: bool = False,
 ) -> AsyncIterator[PsycopgDriver]:
     """Open the database that ``source`` stands for.
 
     :param source: a DSN, a driver (left open if it was open), or ``None`` for what the environment says
+    :param direct_dsn: a way around the pooler, for listening; ``None`` for what the environment says. A driver has its
+        own.
     :param migrate_first: whether to bring the schema up to date, as is always done with an embedded database
     :raises ConfigurationError: if a DSN cannot be used
     :raises SchemaError: if the schema is missing, old, or newer than this code
@@ -40,15 +47,23 @@ async def open_database(
     """
     async with AsyncExitStack() as stack:
         if isinstance(source, PsycopgDriver):
+            if direct_dsn is not None:
+                raise ConfigurationError(
+                    "--direct-dsn belongs to a DSN, and this app has a driver: give that one direct_conninfo, "
+                    "or name the database with --dsn too"
+                )
             driver = source
             if not driver.is_open:
                 await stack.enter_async_context(driver)
         else:
             found = find_database(source, os.environ, argument_name="the app's DSN")
+            direct = find_direct_dsn(direct_dsn, os.environ, found)
+            if direct is not None:
+                logger.info("listening for notifications on %s", redacted(direct))
             conninfo = found.conninfo
             if conninfo is None:
                 conninfo = await stack.enter_async_context(open_embedded())
-            driver = await stack.enter_async_context(PsycopgDriver(conninfo))
+            driver = await stack.enter_async_context(PsycopgDriver(conninfo, direct_conninfo=direct))
             migrate_first = migrate_first or found.is_embedded
         if migrate_first:
             async with driver.connection() as conn:

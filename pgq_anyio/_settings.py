@@ -4,6 +4,9 @@ The order: the argument (``--dsn``), ``PGQ_ANYIO_DSN``, ``DATABASE_URL``, libpq'
 database. The first that is set decides; one that is set to nonsense is an error and not skipped, because jobs in
 another database than the one meant are worse than no start. A variable that is set to nothing counts as not set.
 
+A second DSN, the *direct* one (``--direct-dsn``, ``PGQ_ANYIO_DIRECT_DSN``), is another way to the same database, around
+a pooler, for listening to notifications.
+
 Of the ``PG*`` variables those count that say *where* (``PG_VARIABLES``). ``PGUSER``, ``PGPASSWORD``, ``PGSSLMODE`` and
 the others say only *how*: many people have them in their profile with no server in mind, so alone they do not choose
 one, and beside a DSN libpq adds them as usual.
@@ -82,6 +85,29 @@ def find_database(argument: str | None, environ: Mapping[str, str], *, argument_
     return DatabaseSource(None, "embedded")
 
 
+def find_direct_dsn(argument: str | None, environ: Mapping[str, str], source: DatabaseSource) -> str | None:
+    """Decide on which way to listen for notifications. Nothing is connected.
+
+    :param argument: a DSN that was passed with ``--direct-dsn``, or ``None``
+    :param environ: the environment, usually ``os.environ``
+    :param source: which database is used
+    :return: ``None`` for the way that everything takes
+    :raises ConfigurationError: if it cannot be used, or there is no other DSN; the message names where it was found
+    """
+    origin = "--direct-dsn" if argument is not None else "PGQ_ANYIO_DIRECT_DSN"
+    dsn = environ.get(origin, "") if argument is None else argument
+    if not dsn.strip():
+        if argument is not None:
+            raise ConfigurationError(f"{origin} is empty: write a DSN, or leave it out")
+        return None
+    if source.is_embedded:
+        raise ConfigurationError(
+            f"{origin} names a way around the pooler of a database, and there is no database: "
+            "name it with --dsn or PGQ_ANYIO_DSN"
+        )
+    return read_dsn(dsn, origin)
+
+
 def read_dsn(dsn: str, origin: str) -> str:
     """Check a DSN and bring it into a form that libpq reads.
 
@@ -94,10 +120,10 @@ def read_dsn(dsn: str, origin: str) -> str:
     if scheme is not None:
         dialect = scheme[1].lower().split("+")[0]
         if dialect not in ("postgres", "postgresql"):
+            # DATABASE_URL may be meant for something else.
+            fix = "set PGQ_ANYIO_DSN to" if origin == "DATABASE_URL" else "write"
             raise ConfigurationError(
-                f"{origin} names a database that is not PostgreSQL ({scheme[1]}://): "
-                f"set {'another one with --dsn' if origin == 'PGQ_ANYIO_DSN' else 'PGQ_ANYIO_DSN'} "
-                "to a postgresql:// URL"
+                f"{origin} names a database that is not PostgreSQL ({scheme[1]}://): {fix} a postgresql:// URL"
             )
         dsn = "postgresql://" + dsn[scheme.end() :]
     try:

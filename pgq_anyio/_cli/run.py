@@ -1,7 +1,7 @@
 """``pgq-anyio run``: load an app and run its worker until a signal, or until nothing is left to do.
 
-``--dsn`` and ``--schema`` go before what the app was built with: the same module runs against another database without
-a change. A driver or ``Queries`` that the user's code opened by itself keeps its own.
+``--dsn``, ``--direct-dsn`` and ``--schema`` go before what the app was built with: the same module runs against another
+database without a change. A driver or ``Queries`` that the user's code opened by itself keeps its own.
 
 A signal that comes before the worker listens ends the start; nothing was running, so that is a clean stop like any.
 """
@@ -23,7 +23,7 @@ from anyio.abc import TaskStatus
 from .._app import PgQueuer
 from .._db import PsycopgDriver
 from .._run_settings import RunSettings, check_run_settings
-from .._settings import DatabaseSource, find_database
+from .._settings import DatabaseSource, find_database, read_dsn
 from .backends import Backend, BackendName, choose_backend, python_version, run_on
 from .draining import show_draining
 from .loading import Target, load_target, open_app
@@ -50,6 +50,16 @@ def run(
         ),
     ] = None,
     dsn: Dsn = None,
+    direct_dsn: Annotated[
+        str | None,
+        typer.Option(
+            "--direct-dsn",
+            metavar="DSN",
+            help="If the database is behind a transaction pooler: a way around it, for notifications. "
+            "Else PGQ_ANYIO_DIRECT_DSN, or none: then work is found by polling.",
+            show_default=False,
+        ),
+    ] = None,
     schema: Annotated[
         str | None,
         typer.Option("--schema", metavar="NAME", help="The PostgreSQL schema. Default: the app's.", show_default=False),
@@ -92,9 +102,12 @@ def run(
     )
     if dsn is not None:
         find_database(dsn, os.environ)  # a bad one is told before anything is loaded
+    if direct_dsn is not None:
+        read_dsn(direct_dsn, "--direct-dsn")
     service = _Service(
         target=load_target(target),
         dsn=dsn,
+        direct_dsn=direct_dsn,
         schema=schema,
         settings=settings,
         migrate=migrate,
@@ -115,6 +128,7 @@ class _Service:
 
     target: Target
     dsn: str | None
+    direct_dsn: str | None
     schema: str | None
     settings: RunSettings
     migrate: bool
@@ -126,7 +140,7 @@ class _Service:
     async def serve(self) -> None:
         """Open the app and run its worker, in this task."""
         async with open_app(self.target) as app:
-            app._redirect(self.dsn, self.schema)
+            app._redirect(self.dsn, self.schema, self.direct_dsn)
             source = _find_source(app, from_option=self.dsn is not None)
             self.invocation.database = describe(source)
             for line in _introduce(app, source, self.backend, self.settings):

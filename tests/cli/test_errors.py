@@ -63,6 +63,8 @@ def test_schema(commands: Commands, empty_schema: str, dsn: str, backend: str) -
         (["tests.cli.apps:ERRORS"], 2, "is dict, not a PgQueuer"),
         ([APP, "--lease=1"], 2, "lease must be at least 2 s"),
         ([APP, "--dsn=mysql://x"], 2, "names a database that is not PostgreSQL"),
+        ([APP, "--direct-dsn=mysql://x"], 2, "--direct-dsn names a database that is not PostgreSQL"),
+        ([APP, "--dsn=", "--direct-dsn=dbname=x"], 2, "--dsn is empty"),
         ([APP, "--backend=trio", "--uvloop"], 2, "--uvloop is a loop for asyncio"),
         ([APP, "--schema=" + "x" * 80], 2, "is longer than"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pgq_anyio._errors import ConfigurationError
-from pgq_anyio._settings import PG_VARIABLES, DatabaseSource, find_database, redacted
+from pgq_anyio._settings import PG_VARIABLES, DatabaseSource, find_database, find_direct_dsn, redacted
 
 EVERYTHING = {"PGQ_ANYIO_DSN": "dbname=own", "DATABASE_URL": "postgres:///web", "PGHOST": "pg.example"}
 
@@ -22,6 +22,23 @@ def test_order() -> None:
     del environ["PGHOST"]
     assert DatabaseSource(None, "embedded") == find_database(None, environ)
     assert find_database(None, environ).is_embedded
+
+
+def test_the_direct_dsn() -> None:
+    """The option goes before the variable; it stands beside a database, and its errors name where it was found."""
+    source, name = DatabaseSource("dbname=own", "--dsn"), "PGQ_ANYIO_DIRECT_DSN"
+    assert "dbname=arg" == find_direct_dsn("dbname=arg", {name: "dbname=env"}, source)
+    assert "postgresql://h/env" == find_direct_dsn(None, {name: "postgres://h/env"}, source)
+    assert find_direct_dsn(None, {name: " "}, source) is None
+    assert find_direct_dsn(None, {}, DatabaseSource(None, "embedded")) is None
+    with pytest.raises(ConfigurationError, match="--direct-dsn is empty: write a DSN, or leave it out"):
+        find_direct_dsn(" ", {}, source)
+    with pytest.raises(
+        ConfigurationError, match=f"{name} names a database that is not PostgreSQL .*: write a postgresql:// URL"
+    ):
+        find_direct_dsn(None, {name: "mysql://h/d"}, source)
+    with pytest.raises(ConfigurationError, match=f"{name} names a way around .* name it with --dsn or PGQ_ANYIO_DSN"):
+        find_direct_dsn(None, {name: "dbname=env"}, DatabaseSource(None, "embedded"))
 
 
 @pytest.mark.parametrize("name", PG_VARIABLES)
