@@ -18,7 +18,7 @@ from functools import partial
 
 import anyio
 
-from pgq_anyio import Context, Job, PgQueuer
+from pgq_anyio import Context, Job, PgQueuer, Schedule
 from tests.faults.job_log import JobLog
 
 #: What a scenario enqueues by default, in turn. One of ten fails by itself: failures have to survive faults, too.
@@ -86,9 +86,9 @@ async def fail(job: Job, context: Context) -> None:
 
 @app.entrypoint("block", max_crashes=1000)
 async def block(job: Job, context: Context) -> None:
-    """Block the event loop for the seconds of the payload."""
+    """Block the event loop for the seconds of the payload, unless another worker has suffered that before."""
     with logged(job, context):
-        time.sleep(seconds(job))  # noqa: ASYNC251  (what no handler should do)
+        time.sleep(0 if job.crashes else seconds(job))  # noqa: ASYNC251  (what no handler should do)
         await anyio.lowlevel.checkpoint()
 
 
@@ -99,11 +99,19 @@ async def hold(job: Job, context: Context) -> None:
         await anyio.sleep_forever()
 
 
+async def tick(schedule: Schedule) -> None:
+    """Log which occurrence this is."""
+    log.write(log.next_run(), None, "tick", schedule.due_at.isoformat())
+
+
 def main(backend: str, options: str) -> None:
     """Run the worker until a signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     logging.getLogger("pgq_anyio.runner").setLevel(logging.ERROR)  # jobs that fail are no news here
-    run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **json.loads(options))
+    settings = json.loads(options)
+    if settings.pop("ticks", False):
+        app.schedule("tick", "* * * * * *")(tick)
+    run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **settings)
     uvloop = {"use_uvloop": True} if backend == "uvloop" else {}
     anyio.run(run, backend="trio" if backend == "trio" else "asyncio", backend_options=uvloop)
 

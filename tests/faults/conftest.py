@@ -39,7 +39,7 @@ def make_scene(server_dsn: str, schema: str) -> Iterator[SceneMaker]:
 
 @pytest.fixture(scope="session")
 def _own_server(server_dsn: str) -> Iterator[OwnServer]:
-    with open_own_server(server_dsn, log_statement="none") as server:
+    with open_own_server(server_dsn, log_statement="none", wal_writer_delay="200ms") as server:
         yield server
 
 

@@ -29,7 +29,7 @@ _WRITE = "insert into {} (run, job_id, entrypoint, pid, event) values (%s, %s, %
 _RUNS = """
 select run, min(job_id), min(entrypoint), min(pid), min(at), max(at) filter (where event <> 'start'),
     max(event) filter (where event <> 'start')
-from {} group by run order by min(at)
+from {} where job_id is not null group by run order by min(at)
 """
 
 
@@ -67,7 +67,7 @@ class JobLog:
         """A name for one call of a handler."""
         return f"{os.getpid()}:{next(self._numbers)}"
 
-    def write(self, run: str, job_id: int, entrypoint: str, event: str) -> None:
+    def write(self, run: str, job_id: int | None, entrypoint: str, event: str) -> None:
         """Add an entry. Handlers in threads may do so at the same time."""
         self._execute(_WRITE, run, job_id, entrypoint, os.getpid(), event)
 
@@ -75,10 +75,15 @@ class JobLog:
         """Every call of a handler, in the order of their starts."""
         return [LoggedRun(*row) for row in self._execute(_RUNS)]
 
-    def count(self, event: str) -> int:
-        """How many entries of this kind there are."""
-        ((number,),) = self._execute("select count(*) from {} where event = %s", event)
-        return int(number)
+    def find(self, job_id: int) -> list[LoggedRun]:
+        """The calls for one job, in the order of their starts."""
+        return [run for run in self.runs() if run.job_id == job_id]
+
+    def ticks(self) -> list[datetime]:
+        """The occurrences of the schedule that were run, in the order of their runs."""
+        return [
+            row[0] for row in self._execute("select event::timestamptz from {} where entrypoint = 'tick' order by at")
+        ]
 
     def holders(self) -> list[int]:
         """The processes of the runs that hold a slot now, one entry for each run."""

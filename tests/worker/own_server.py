@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import psycopg
 from pgq_anyio._db import Connection
 from pgq_anyio._embedded import PostgresBinaries
 from pgq_anyio._embedded._binaries import StopMode
+from pgq_anyio._embedded._status import ServerStartError
 from pgq_anyio._store.migrations import migrate
 from tests.conftest import run_in_thread
 
@@ -50,16 +52,32 @@ class OwnServer:
         return self.data.parent / "log"
 
     def start(self) -> None:
-        """Start it if it does not run."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = self.binaries.start(
-                self.data, socket_directory=self.data, options=self.options, log=self.log
-            )
+        """Start it if it does not run. What a killed one has left ends by itself, and is waited for."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self._process = self.binaries.start(
+                    self.data, socket_directory=self.data, options=self.options, log=self.log
+                )
+            except ServerStartError as error:
+                if "pre-existing shared memory" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)  # the backends of the killed one: nothing tells when they have gone
+            else:
+                return
 
     def stop(self, mode: StopMode) -> None:
         """Stop it and wait for its end."""
         if self._process is not None:
             self.binaries.stop(self._process, mode)
+
+    def kill(self) -> None:
+        """Kill the postmaster."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
 
     def migrate(self, schema: str) -> None:
         """Make the tables."""
