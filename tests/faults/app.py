@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,11 @@ from functools import partial
 import anyio
 
 from pgq_anyio import Context, Job, PgQueuer, Schedule
+from tests.faults import clock
 from tests.faults.job_log import JobLog
+from tests.faults.later import expect_later
+
+clock.install(os.environ.get("PGQ_TEST_CLOCK"))
 
 #: What a scenario enqueues by default, in turn. One of ten fails by itself: failures have to survive faults, too.
 MIX = ("work", "work", "work", "thread", "work", "limited", "work", "work", "thread", "fail")
@@ -66,7 +71,7 @@ async def work(job: Job, context: Context) -> None:
 def thread(job: Job, context: Context) -> None:
     """As ``work``, in a thread."""
     with logged(job, context):
-        time.sleep(seconds(job))
+        threading.Event().wait(seconds(job))  # time.sleep() does not work under libfaketime
 
 
 @app.entrypoint("limited", max_crashes=1000, concurrency_limit=LIMIT)
@@ -99,19 +104,28 @@ async def hold(job: Job, context: Context) -> None:
         await anyio.sleep_forever()
 
 
+async def versioned(job: Job, context: Context) -> None:
+    """A job that only one version of the app serves."""
+    with logged(job, context):
+        await anyio.sleep(seconds(job))
+
+
 async def tick(schedule: Schedule) -> None:
     """Log which occurrence this is."""
     log.write(log.next_run(), None, "tick", schedule.due_at.isoformat())
 
 
-def main(backend: str, options: str) -> None:
+def main(backend: str, text: str) -> None:
     """Run the worker until a signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     logging.getLogger("pgq_anyio.runner").setLevel(logging.ERROR)  # jobs that fail are no news here
-    settings = json.loads(options)
-    if settings.pop("ticks", False):
+    options = json.loads(text)
+    if options.pop("ticks", False):
         app.schedule("tick", "* * * * * *")(tick)
-    run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **settings)
+    if version := options.pop("version", None):
+        app.entrypoint(f"version_{version}")(versioned)
+    expect_later(options.pop("migrations", 0))
+    run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **options)
     uvloop = {"use_uvloop": True} if backend == "uvloop" else {}
     anyio.run(run, backend="trio" if backend == "trio" else "asyncio", backend_options=uvloop)
 

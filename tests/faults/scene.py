@@ -23,7 +23,7 @@ import itertools
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -75,12 +75,14 @@ class Scene:
         """The workers that run."""
         return [worker for worker in self.fleet.workers if worker.popen.poll() is None]
 
-    def start(self, backend: str, *, ready: bool = True, **options: Any) -> WorkerProcess:
+    def start(
+        self, backend: str, *, ready: bool = True, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> WorkerProcess:
         """Start a worker; by default return once it is registered."""
         options = {"max_concurrency": SLOTS, "batch_size": SLOTS, "lease": LEASE, **options}
-        environment = {"PGQ_TEST_LOG_DSN": self.log.dsn, "PGQ_TEST_LOG_TABLE": self.log.table}
+        ours = {"PGQ_TEST_LOG_DSN": self.log.dsn, "PGQ_TEST_LOG_TABLE": self.log.table, **(environment or {})}
         options.setdefault("program", PROGRAM)
-        worker = self.fleet.start(backend, ready=ready, environment=environment, **options)
+        worker = self.fleet.start(backend, ready=ready, environment=ours, **options)
         self._slots[worker.pid] = options["max_concurrency"]
         return worker
 
@@ -88,9 +90,13 @@ class Scene:
         """Start workers of both backends, one beside the other."""
         backends = itertools.islice(itertools.cycle(BACKENDS), number)
         workers = [self.start(backend, ready=False, **options) for backend in backends]
+        self.wait_registered(*workers)
+        return workers
+
+    def wait_registered(self, *workers: WorkerProcess) -> None:
+        """Wait until these workers are registered."""
         for worker in workers:
             wait_until(worker.is_registered, timeout=30, what="the worker is registered")
-        return workers
 
     def load(
         self, number: int, *, payload: bytes | None = None, priority: int = 0, mix: Sequence[str] = MIX

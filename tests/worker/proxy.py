@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that misbehaves as networks do: it goes silent, loses answers, cuts, and comes back.
+"""A TCP proxy on loopback that misbehaves as networks do: it is slow, goes silent, loses answers, cuts, and comes back.
 
 It knows the connections by their role, the last word of a service's ``application_name`` (``heartbeat``, ``dispatch``,
 ``completion``, ``listen`` ...). Threads do the work, so that tests on every event loop and tests of processes use it
@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -61,6 +62,8 @@ class Proxy:
     #: roles whose new connections are silent, ``None`` among them for all
     _silent: set[str | None] = attrs.field(factory=set, init=False)
     _losses: list[tuple[re.Pattern[bytes], Loss]] = attrs.field(factory=list, init=False)
+    #: how long everything takes, in each direction (in seconds)
+    delay: float = attrs.field(default=0.0, init=False)
     #: called with everything that clients send
     _watcher: Callable[[str, bytes], None] | None = attrs.field(default=None, init=False)
 
@@ -114,6 +117,15 @@ class Proxy:
                 one.close()
             self._changed.notify_all()
             return len(cut)
+
+    def half_close(self, *roles: str, side: Literal["client", "server"]) -> int:
+        """Say to one side of connections that the other one sends nothing more, all if no role is named; how many."""
+        with self._changed:
+            open_ones = [one for one in self._passages if not one.closed and (not roles or one.role in roles)]
+            for one in open_ones:
+                with suppress(OSError):
+                    (one.client if side == "client" else one.server).shutdown(socket.SHUT_WR)
+            return len(open_ones)
 
     def lose_answer(self, pattern: re.Pattern[bytes], loss: Loss) -> None:
         """Pass on the next message that matches, once, and lose its answer: the server has done what it was asked."""
@@ -171,6 +183,8 @@ class Proxy:
                     self._watcher(passage.role, data)
                 if not self._admit(passage, data, from_client=from_client):
                     return
+                if self.delay:
+                    time.sleep(self.delay)
                 sink.sendall(data)
                 data = b""
         with self._changed:  # a silent network does not say that a side has closed either
