@@ -91,6 +91,12 @@ class OwnServer:
 
         run_in_thread(run)
 
+    def says(self, text: str, since: int = 0) -> bool:
+        """Whether the log has a text, from a position on."""
+        with self.log.open("rb") as file:
+            file.seek(since)
+            return text.encode() in file.read()
+
     def statements(self, since: int = 0) -> list[tuple[str, str]]:
         """Role and name of each statement that workers have sent, from a position of the log on."""
         with self.log.open("rb") as file:
