@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
@@ -43,46 +44,64 @@ def find_pgbouncer() -> str:
     return found
 
 
+@attrs.define(eq=False)
+class PgBouncer:
+    """A pooler that a test may kill and start again."""
+
+    program: str
+    directory: Path
+    #: of the server's database, for a client
+    database: dict[str, str]
+    port: int = attrs.field(factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def dsn(self) -> str:
+        """The DSN through the pooler."""
+        return f"host=127.0.0.1 port={self.port} user={self.database['user']} dbname={self.database['dbname']}"
+
+    def start(self) -> None:
+        """Start it, and wait until it lets clients in."""
+        command = [self.program, "--quiet", str(self.directory / "pgbouncer.ini")]
+        self.process = subprocess.Popen(command, cwd="/", **identity(find_account()))  # like PostgreSQL, not as root
+        log = self.directory / "log"
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                psycopg.connect(self.dsn).close()
+            except psycopg.OperationalError:
+                said = log.read_text() if log.exists() else ""
+                assert self.process.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.02)  # another process: it can only be tried
+            else:
+                return
+
+    def kill(self) -> None:
+        """End it without a word."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(20)
+
+
 @contextmanager
-def open_pgbouncer(dsn: str, *, mode: str = "transaction", size: int = 10) -> Iterator[str]:
-    """A pooler before the server of ``dsn``, which is a superuser's.
+def open_pgbouncer(dsn: str, *, mode: str = "transaction", size: int = 10) -> Iterator[PgBouncer]:
+    """A running pooler before the server of ``dsn``, which is a superuser's.
 
     :param mode: ``transaction`` or ``session``
     :param size: how many connections it keeps to the server
-    :return: the DSN through the pooler
     """
     program = find_pgbouncer()
-    server = conninfo_to_dict(dsn)
-    where = {"host": server["host"], "port": server.get("port") or 5432, "user": server["user"]}
-    where["dbname"] = server["dbname"]
-    account = find_account()  # like PostgreSQL it does not run as root
+    server = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
     directory = Path(tempfile.mkdtemp(prefix="pgq-pooler-"))
-    hand_over(directory, account)
-    port = free_port()
-    pooled = f"host=127.0.0.1 port={port} user={where['user']} dbname={where['dbname']}"
-    configuration = directory / "pgbouncer.ini"
-    configuration.write_text(
-        _CONFIGURATION.format(**where, directory=directory, listen_port=port, mode=mode, size=size), "utf-8"
-    )
-    process = subprocess.Popen([program, "--quiet", str(configuration)], cwd="/", **identity(account))
+    hand_over(directory, find_account())
+    pooler = PgBouncer(program, directory, server)
+    configuration = {"port": "5432", **server, "directory": directory, "mode": mode, "size": size}
+    text = _CONFIGURATION.format(**configuration, listen_port=pooler.port)
+    (directory / "pgbouncer.ini").write_text(text, "utf-8")
     try:
-        _wait_ready(process, pooled, directory / "log")
-        yield pooled
+        pooler.start()
+        yield pooler
     finally:
-        process.kill()
-        process.wait(20)
+        pooler.kill()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], dsn: str, log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            psycopg.connect(dsn).close()
-        except psycopg.OperationalError:
-            said = log.read_text() if log.exists() else ""
-            assert process.poll() is None, said
-            assert time.monotonic() < deadline, said
-            time.sleep(0.02)  # another process: it can only be tried
-        else:
-            return

@@ -23,8 +23,8 @@ DIVIDE = Statement("divide", "select 1 / %(by)s::int")
 @pytest.fixture(scope="module")
 def pooled_dsn(server_dsn: str) -> Iterator[str]:
     """One connection to the server, which all clients share: what one leaves behind, the next one finds."""
-    with open_pgbouncer(server_dsn, size=1) as dsn:
-        yield dsn
+    with open_pgbouncer(server_dsn, size=1) as pooler:
+        yield pooler.dsn
 
 
 def work_mem(dsn: str) -> str:

@@ -13,6 +13,9 @@ LONG = os.environ.get("PGQ_ANYIO_TEST_FAULTS") == "long"
 #: Where rows are gathered (a directory).
 ROWS = os.environ.get("PGQ_ANYIO_TEST_FAULT_ROWS")
 
+#: Why jobs may run twice if the database cannot be written to for longer than a lease.
+TOO_LATE = "its handler had ended, and its lease was over before that could be stored"
+
 
 def form(*, short: int, long: int) -> int:
     """A number that depends on the form of the suite."""

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 
 from tests.faults.conftest import SceneMaker
-from tests.faults.rows import LONG, form
+from tests.faults.rows import LONG, TOO_LATE, form
 from tests.faults.scene import LEASE, Scene
 from tests.worker.fleet import wait_until
 from tests.worker.own_server import OwnServer
@@ -39,7 +39,7 @@ def locked(scene: Scene, table: str) -> Iterator[None]:
 def test_a_table_is_locked(make_own_scene: SceneMaker) -> None:
     """As by a VACUUM FULL. Workers wait, or lose their lease and register anew; then everything goes on."""
     duration, jobs = form(short=2, long=30), form(short=200, long=600)
-    scene = make_own_scene(8, "a table is locked", bound=15)
+    scene = make_own_scene(8, "a table is locked", bound=15, allowed=TOO_LATE)
     scene.start_many(2)
     for table in TABLES if LONG else ("running", "worker"):
         before = scene.ended()
@@ -64,7 +64,7 @@ def test_workers_stop_although_a_table_is_locked(make_own_scene: SceneMaker) -> 
         8,
         "workers are told to stop while a table is locked",
         bound=LEASE + 5,
-        allowed="the outcome could not be stored in time",
+        allowed=TOO_LATE,
     )
     for table in TABLES if LONG else ("running",):
         workers = scene.start_many(2, shutdown_grace=grace)

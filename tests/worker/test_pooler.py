@@ -29,8 +29,8 @@ OURS = ("synchronous_commit", "plan_cache_mode", "jit", "enable_seqscan", "defau
 @pytest.fixture(scope="module")
 def pooled_dsn(server_dsn: str) -> Iterator[str]:
     """Three connections to the server for all that a worker has: each is passed around."""
-    with open_pgbouncer(server_dsn, size=3) as dsn:
-        yield dsn
+    with open_pgbouncer(server_dsn, size=3) as pooler:
+        yield pooler.dsn
 
 
 @pytest.fixture
@@ -188,15 +188,15 @@ async def test_with_a_direct_way_wakeups_are_immediate(
 
 async def test_a_pooler_that_keeps_sessions_can_be_listened_through(server_dsn: str, schema: str) -> None:
     """It looks like one that does not; naming it as the direct way too says that LISTEN works."""
-    with open_pgbouncer(server_dsn, mode="session", size=20) as pooled_dsn:
-        app = PgQueuer(PsycopgDriver(pooled_dsn, direct_conninfo=pooled_dsn), schema=schema)
+    with open_pgbouncer(server_dsn, mode="session", size=20) as pooler:
+        app = PgQueuer(PsycopgDriver(pooler.dsn, direct_conninfo=pooler.dsn), schema=schema)
         started = anyio.Event()
 
         @app.entrypoint("quick")
         async def quick(job: Job) -> None:
             started.set()
 
-        async with PsycopgDriver(pooled_dsn) as driver, running_worker(app):
+        async with PsycopgDriver(pooler.dsn) as driver, running_worker(app):
             await anyio.sleep(1.5)
             began_at = time.monotonic()
             await Queries(driver, schema=schema).enqueue("quick")
