@@ -1,9 +1,8 @@
 """What a handler can know of its own run, and the scopes through which it is cancelled.
 
 ``ctx.cancellation`` is a class of ours and no raw ``CancelScope``: a scope entered twice raises on trio, passes
-silently on
-asyncio, and raises in a thread on both. Each ``with`` opens a fresh scope instead, several at once and in child tasks
-too.
+silently on asyncio, and raises in a thread on both. Each ``with`` opens a fresh scope instead, several at once and in
+child tasks too.
 
 Where a cancellation comes from decides how it travels. A *cancel request* is a record of this one job: it is delivered
 through ``ctx.cancellation`` if the handler has ever entered it, else through the job's own scope. A *shutdown* and a
@@ -28,6 +27,7 @@ import attrs
 from anyio import CancelScope, CapacityLimiter
 from anyio.lowlevel import EventLoopToken, current_token
 
+from ._frames import awaited_frames
 from ._models import CancelReason, Job, JobId, Schedule
 
 _current_context: ContextVar[Context | None] = ContextVar("pgq_anyio_context", default=None)
@@ -85,9 +85,8 @@ class Cancellation:
     """The part of a handler that a cancel request may interrupt.
 
     Used as ``with ctx.cancellation:`` any number of times, nested, and in child tasks. Only what is inside is
-    cancelled;
-    code after the block runs. Once the job is cancelled, every further block is born cancelled. Entering it is what
-    marks a handler as cooperative: it has ``cancel_grace`` to end by itself before its whole scope is cancelled.
+    cancelled; code after the block runs. Once the job is cancelled, every further block is born cancelled. Entering it
+    is what marks a handler as cooperative: it has ``cancel_grace`` to end by itself before all of it is cancelled.
 
     In a thread the block is allowed and changes nothing; look at ``cancel_called``, or call
     ``anyio.from_thread.check_cancelled()``.
@@ -198,6 +197,7 @@ class Context:
     _scope: CancelScope | None = None
     _timeout_scope: CancelScope | None = None
     _requested: Literal[CancelReason.USER, CancelReason.LEASE_LOST] | None = None
+    _pause_scope: CancelScope | None = None
     _awaitable: Awaitable[object] | None = None
     _thread_id: int | None = None
 
@@ -227,6 +227,16 @@ class Context:
         """Set the scope of the job's timeout (the runner does)."""
         self._timeout_scope = scope
 
+    async def pause(self, delay: float) -> None:
+        """Wait between two calls of the handler (executors do), no longer than until a cancel request.
+
+        :param delay: how long (in seconds)
+        """
+        if self._requested is None:
+            with CancelScope() as self._pause_scope:
+                await anyio.sleep(delay)
+            self._pause_scope = None
+
     def follow(self, awaitable: Awaitable[object]) -> Awaitable[object]:
         """Remember what the handler is doing, for the stack of a handler that does not end."""
         self._awaitable = awaitable
@@ -241,14 +251,9 @@ class Context:
         if self._thread_id is not None:
             frame = sys._current_frames().get(self._thread_id)
             return "" if frame is None else "".join(traceback.format_stack(frame))
-        return "".join(traceback.format_list(_awaited_frames(self._awaitable)))
+        return "".join(traceback.format_list(awaited_frames(self._awaitable)))
 
-    def request_cancel(
-        self,
-        reason: Literal[CancelReason.USER, CancelReason.LEASE_LOST],
-        *,
-        grace: float,
-    ) -> bool:
+    def request_cancel(self, reason: Literal[CancelReason.USER, CancelReason.LEASE_LOST], *, grace: float) -> bool:
         """Deliver a cancel request: to the blocks of a cooperative handler now and to all of it after ``grace``
         seconds, to any other handler at once. Synchronous, for the event loop's thread; not for handlers.
 
@@ -259,6 +264,8 @@ class Context:
         self._requested = reason
         if self._scope is None:
             return True  # not started: it never will
+        if self._pause_scope is not None:
+            self._pause_scope.cancel()
         if self.cancellation.entered and reason is CancelReason.USER:
             self.cancellation.cancel_blocks()
             self._scope.deadline = anyio.current_time() + grace
@@ -266,17 +273,6 @@ class Context:
             self.cancellation.cancel_blocks()
             self._scope.cancel()
         return True
-
-
-def _awaited_frames(awaitable: object) -> traceback.StackSummary:
-    """The frames of a suspended coroutine, outermost first: the same on every backend, unlike its tasks."""
-    frames = []
-    while awaitable is not None:
-        frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
-        if frame is not None:
-            frames.append((frame, frame.f_lineno))
-        awaitable = getattr(awaitable, "cr_await", None) or getattr(awaitable, "gi_yieldfrom", None)
-    return traceback.StackSummary.extract(iter(frames))
 
 
 def outer_cancelled() -> bool:

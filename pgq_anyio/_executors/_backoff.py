@@ -72,5 +72,8 @@ class RetryWithBackoffEntrypointExecutor(AbstractEntrypointExecutor):
                 if attempt >= self._max_attempts or anyio.current_time() + delay > give_up_at:
                     error.add_note(f"the handler was called {attempt} times")
                     raise
+                await context.pause(delay)
+                # A cooperative handler has the grace to end by itself, and no further call to do so.
+                if context.cancel_reason is not None:
+                    raise
             attempt += 1
-            await anyio.sleep(delay)
