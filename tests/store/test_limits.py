@@ -199,10 +199,10 @@ async def test_a_locked_head_holds_serialized_jobs_back(conn: Connection, connec
     holder = await connect()
     async with holder.transaction():
         await rows(holder, store, "select 1 from {schema}.queued where job_id = %s for update", first)
-        answer = await ask(conn, store)
+        answer = await ask(conn, store, reach=8)
         assert ([], 1) == (answer.jobs, answer.names[0].candidates)
-    assert [first] == ids(await take(conn, store, 2))
-    assert second
+        await limit(conn, store, Limits(1), worker_id=12)
+        assert [second] == ids(await take(conn, store, 2, worker_id=12, reach=8))
 
 
 @pytest.mark.promise(21)

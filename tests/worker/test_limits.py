@@ -6,10 +6,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
 
 import anyio
 import pytest
@@ -17,59 +15,9 @@ import pytest
 from pgq_anyio import Job, PgQueuer, Queries
 from pgq_anyio.testing import running_worker
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+from tests.worker.fleet import Fleet, wait_until
+from tests.worker.limited_fleet import BACKENDS, LEASE, count_ended, enqueue, highest_overlap, start, wait_for
 from tests.worker.own_server import OwnServer
-
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
-LEASE = 2.0
-PROGRAM = "tests.worker.limited"
-
-
-def start(fleet: Fleet, backend: str, number: int, limits: dict[str, object], **options: Any) -> list[WorkerProcess]:
-    """Start workers that limit the entrypoint; all of them are ready."""
-    options = {"lease": LEASE, "dequeue_timeout": 30, **options}
-    workers = [fleet.start(backend, ready=False, program=PROGRAM, limits=limits, **options) for _ in range(number)]
-    for worker in workers:
-        wait_until(worker.is_registered, what="the worker is registered")
-    return workers
-
-
-def enqueue(fleet: Fleet, payloads: list[bytes], priorities: list[int] | None = None) -> list[int]:
-    """Enqueue jobs for the limited entrypoint, in this order."""
-    rows = fleet.rows(
-        "insert into {schema}.queued (entrypoint, payload, priority) "
-        "select 'limited', p, q from unnest(%s::bytea[], %s::integer[]) as i (p, q) returning job_id",
-        payloads,
-        priorities or [0] * len(payloads),
-    )
-    fleet.rows("select pg_notify('pgq_anyio.' || %s, 'queued:limited')", fleet.schema)
-    return [row[0] for row in rows]
-
-
-async def wait_for(fact: Callable[[], bool]) -> None:
-    """Look at a fact of this process until it is true."""
-    with anyio.fail_after(20):
-        while not fact():  # noqa: ASYNC110  (handlers set it, in many ways)
-            await anyio.sleep(0.001)
-
-
-def count_ended(fleet: Fleet) -> int:
-    ended: int = fleet.value("select count(*) from {schema}.finished")
-    return ended
-
-
-def highest_overlap(fleet: Fleet, *, but: int = 0) -> int:
-    """How many handlers ran at once at most, without those of a process that was killed (``but``)."""
-    events = fleet.rows(
-        "select at, case event when 'start' then 1 else -1 end from {log} "
-        "where event in ('start', 'end') and pid <> %s order by at, event",
-        but,
-    )
-    now = highest = 0
-    for _, step in events:
-        now += step
-        highest = max(highest, now)
-    return highest
 
 
 @pytest.mark.promise(18)
@@ -177,58 +125,6 @@ def test_a_slot_freed_by_a_worker_that_stops_wakes_another(fleet: Fleet, backend
         "select at from {log} where (job_id, event) in ((%s, 'end'), (%s, 'start')) order by at", running, waiting
     )
     assert began[0] - ended[0] < timedelta(seconds=5)
-
-
-@pytest.mark.promise(20)
-@BACKENDS
-def test_serialized_jobs_run_one_by_one_in_order(fleet: Fleet, backend: str) -> None:
-    """By priority and then in the order of enqueueing, over three workers; the one that is given back comes next."""
-    first, *_ = start(fleet, backend, 1, {"serialized_dispatch": True}, shutdown_grace=0.05)
-    (holder,) = enqueue(fleet, [b"hold"], [9])
-    wait_until(lambda: fleet.events(holder))
-    start(fleet, backend, 3, {"serialized_dispatch": True})
-    priorities = [number % 3 for number in range(150)]
-    ids = enqueue(fleet, [b""] * 150, priorities)
-    first.signal(signal.SIGTERM)
-    wait_until(lambda: 3 == len(fleet.events(holder)))
-    # It is given back to its old place and started again before all others; cancelled, it lets them run.
-    wait_until(lambda: fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() returning 1"))
-    wait_until(lambda: 151 == count_ended(fleet), timeout=45)
-    assert 1 == highest_overlap(fleet)
-    ordered = [job_id for _, job_id in sorted(zip((-p for p in priorities), ids, strict=True))]
-    assert [holder, holder, *ordered] == [
-        row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by at")
-    ]
-
-
-def starts(fleet: Fleet) -> list[datetime]:
-    return [row[0] for row in fleet.rows("select at from {log} where event = 'start' order by at")]
-
-
-@pytest.mark.promise(21)
-@BACKENDS
-@pytest.mark.parametrize("number", [1, 4])
-def test_ten_a_second(fleet: Fleet, backend: str, number: int) -> None:
-    """At most 11 starts in any second, 90 to 110 in ten."""
-    start(fleet, backend, number, {"requests_per_second": 10})
-    enqueue(fleet, [b"quick"] * 200)
-    wait_until(lambda: fleet.value("select count(*) from {log} where event = 'start'") >= 115, timeout=30)
-    at = starts(fleet)
-    in_ten = sum(one < at[0] + timedelta(seconds=10) for one in at)
-    assert 90 <= in_ten <= 110
-    assert 11 >= max(sum(begin <= one < begin + timedelta(seconds=1) for one in at) for begin in at)
-
-
-@pytest.mark.promise(21)
-@BACKENDS
-def test_one_every_two_seconds(fleet: Fleet, backend: str) -> None:
-    """Half a request per second, from the first job on; what fails or is retried spends its token too."""
-    start(fleet, backend, 2, {"requests_per_second": 0.5})
-    enqueue(fleet, [b"fail", b"quick", b"quick"])
-    wait_until(lambda: 3 == count_ended(fleet), timeout=15)
-    first, second, third = starts(fleet)
-    for pause in (second - first, third - second):
-        assert timedelta(seconds=1.9) < pause < timedelta(seconds=2.5)
 
 
 def last_statements(fleet: Fleet) -> list[datetime]:
