@@ -14,7 +14,7 @@ from pgq_anyio import PgQueuer
 from tests.worker.apps import app
 
 
-def main(backend: str, options: str) -> None:
+def main(backend: str, options: str, app: PgQueuer = app) -> None:
     """Run the worker until a signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **json.loads(options))
@@ -25,4 +25,4 @@ def main(backend: str, options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2])
