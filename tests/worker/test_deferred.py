@@ -27,7 +27,9 @@ async def server_time(driver: PsycopgDriver) -> datetime:
 
 @pytest.mark.promise(9)
 async def test_never_early_and_soon_after(app: PgQueuer, queries: Queries, driver: PsycopgDriver) -> None:
-    """On an idle worker with a poll interval of 30 s. Lateness is a median: the machine of the tests is shared."""
+    """By 2 s, and by more and less, on an idle worker with a poll interval of 30 s. Lateness is a median: the machine
+    of the tests is shared.
+    """
     started: dict[JobId, datetime] = {}
     due: dict[JobId, datetime] = {}
 
@@ -36,13 +38,13 @@ async def test_never_early_and_soon_after(app: PgQueuer, queries: Queries, drive
         started[job.id] = await server_time(driver)
 
     async with running_worker(app, dequeue_timeout=30):
-        for delay in (1.0, 0.3, 0.9, 0.5, 0.7):
+        for delay in (2.0, 2.6, 2.3, 0.3, 2.9, 1.0, 2.0):
             before = await server_time(driver)
             (job_id,) = await queries.enqueue("later", execute_after=timedelta(seconds=delay))
             due[job_id] = before + timedelta(seconds=delay)
         with anyio.fail_after(10):
-            while len(started) < len(due):
-                await anyio.lowlevel.checkpoint()
+            while len(started) < len(due):  # noqa: ASYNC110  (handlers fill it)
+                await anyio.sleep(0.01)
     lateness = [(started[job_id] - due[job_id]).total_seconds() for job_id in due]
     assert min(lateness) >= 0
     assert statistics.median(lateness) < 0.1
@@ -79,24 +81,28 @@ async def test_due_order_is_kept_and_priority_decides_among_due_jobs(
 async def test_deferred_jobs_of_higher_priority_do_not_slow_a_due_one(
     app: PgQueuer, queries: Queries, driver: PsycopgDriver, schema: str
 ) -> None:
-    """100,000 of them wait in a table of their own: the claim of the due job never sees them."""
-    ran = anyio.Event()
+    """100,000 of them wait in a table of their own: the claim of a job that is due, or becomes due, never sees them."""
+    started: dict[JobId, datetime] = {}
 
     @app.entrypoint("fetch")
     async def fetch(job: Job) -> None:
-        ran.set()
+        started[job.id] = await server_time(driver)
 
     async with driver.connection() as connection:
         await connection.execute(
             f"insert into {schema}.deferred (run_at, entrypoint, priority)"
             " select now() + interval '1 day', 'fetch', 9 from generate_series(1, 100000)"
         )
+    delays = [0.0, 0.3, 0.6, 0.9, 1.2]
     async with running_worker(app, dequeue_timeout=30):
-        asked_at = anyio.current_time()
-        await queries.enqueue("fetch")
-        with anyio.fail_after(5):
-            await ran.wait()
-        assert anyio.current_time() - asked_at < 0.5
+        asked_at = await server_time(driver)
+        ids = await queries.enqueue("fetch", execute_after=[timedelta(seconds=delay) for delay in delays])
+        with anyio.fail_after(10):
+            while len(started) < len(ids):  # noqa: ASYNC110  (handlers fill it)
+                await anyio.sleep(0.01)
+    lateness = [(started[one] - asked_at).total_seconds() - delay for one, delay in zip(ids, delays, strict=True)]
+    assert min(lateness) >= 0
+    assert statistics.median(lateness) < 0.1
 
 
 @pytest.mark.promise(10)

@@ -1,9 +1,13 @@
 -- name: promote_due
 -- Move jobs that are due by the database's clock, in the order in which they became due, and say when the next one is.
 -- Jobs of every name are moved: the state of a job does not depend on who happens to run.
-with due as materialized (
+-- One look at the clock: what becomes due while the statement runs is not moved any more, so it has to be the next one.
+-- By a subquery, for a volatile function is no condition of an index: every job that is not due would be walked.
+with clock as materialized (
+    select clock_timestamp() as now
+), due as materialized (
     select d.ctid as tid, d.run_at, d.job_id from {schema}.deferred d
-    where d.run_at <= clock_timestamp()
+    where d.run_at <= (select now from clock)
     order by d.run_at, d.job_id limit %(limit)s::integer
     for update skip locked
 ), taken as (
@@ -24,6 +28,6 @@ with due as materialized (
 select (select count(*) from moved), array(select distinct entrypoint from moved),
     (
         select extract(epoch from d.run_at - clock_timestamp())::double precision from {schema}.deferred d
-        where d.run_at > clock_timestamp() order by d.run_at limit 1
+        where d.run_at > (select now from clock) order by d.run_at limit 1
     ),
     (select count(*) from woken)

@@ -34,7 +34,7 @@ with input as materialized (
     where %(always_notify)s::boolean
         or not exists (
             select from {schema}.deferred d
-            where d.run_at between clock_timestamp() + interval '1 second' and l.run_at
+            where d.run_at between (select clock_timestamp() + interval '1 second') and l.run_at
         )
 )
 select array(select job_id from input order by ordinal), (select count(*) from woken), (select count(*) from alarmed)
