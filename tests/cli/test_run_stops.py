@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pgq_anyio import JobId, SyncQueries
 from tests.cli.processes import Commands
 from tests.worker.fleet import Fleet, wait_until
 
@@ -50,6 +51,21 @@ def test_a_job_may_end(commands: Commands, fleet: Fleet, loop: list[str], number
     assert ["start", "end"] == [event for event, _ in fleet.events(job)]
     assert fleet.events(late) == []
     assert fleet.value("select count(*) from {schema}.queued where job_id = %s", late) == 1
+    assert leftovers(fleet) == 0
+
+
+@pytest.mark.promise(25)
+def test_a_cancel_reaches_jobs_that_are_waited_for(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """After the signal, while the worker waits for its jobs: of every kind they are cancelled, and it ends at once."""
+    worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=3600", "--cancel-grace=3600")
+    ids = [JobId(fleet.enqueue(name)[0]) for name in ("sleep", "thread", "process")]
+    wait_until(lambda: all(started(fleet, job) for job in ids))
+    worker.signal(signal.SIGTERM)
+    worker.wait_said("stopping; running jobs may end")
+    with SyncQueries(fleet.dsn, schema=fleet.schema) as queries:
+        assert ids == queries.mark_job_as_cancelled(ids)
+    assert worker.wait(5) == 0
+    assert ["cancelled"] * 3 == [fleet.status(job) for job in ids]
     assert leftovers(fleet) == 0
 
 

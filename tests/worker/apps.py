@@ -7,6 +7,7 @@ compare.
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import anyio
@@ -76,6 +77,21 @@ def process(job: Job) -> None:
     log(job.id, "end")
 
 
+@app.entrypoint("deaf", executor_factory=ProcessExecutor)
+def deaf(job: Job) -> None:
+    """Ignore SIGTERM in a process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log(job.id, "start")
+    time.sleep(3600)
+
+
+@app.entrypoint("bounded", executor_factory=ProcessExecutor, timeout=2)
+def bounded(job: Job) -> None:
+    """Take longer than allowed, in a process."""
+    log(job.id, "start")
+    time.sleep(3600)
+
+
 @app.entrypoint("stubborn")
 async def stubborn(job: Job) -> None:
     """Ignore every cancellation for the seconds that the payload says."""
@@ -85,6 +101,7 @@ async def stubborn(job: Job) -> None:
     log(job.id, "end")
 
 
+@app.entrypoint("deadly")
 @app.entrypoint("killer", max_crashes=2)
 async def killer(job: Job) -> None:
     """End the worker without a word."""

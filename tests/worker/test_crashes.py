@@ -55,15 +55,20 @@ def test_a_job_that_kills_its_workers_ends_as_failed(fleet: Fleet, backend: str)
 @pytest.mark.promise(14)
 @BACKENDS
 def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: str) -> None:
-    """SIGSTOP for longer than the lease, SIGCONT while another runs the job: one outcome, the new owner's."""
+    """SIGSTOP for longer than the lease, SIGCONT while another runs the job: the handler is cancelled as soon as its
+    process runs again, and there is one outcome, the new owner's.
+    """
     stale = fleet.start(backend, lease=LEASE)
     (job_id,) = fleet.enqueue("sleep", b"3")
     wait_until(lambda: fleet.events(job_id))
     stale.signal(signal.SIGSTOP)
     owner = fleet.start(backend, lease=LEASE)
     wait_until(lambda: ("start", owner.pid) in fleet.events(job_id), timeout=LEASE + 10)
+    continued_at = fleet.value("select clock_timestamp()")
     stale.signal(signal.SIGCONT)
     wait_until(lambda: ("cancelled", stale.pid) in fleet.events(job_id))
+    cancelled_at = fleet.value("select at from {log} where event = 'cancelled'")
+    assert (cancelled_at - continued_at).total_seconds() < 1
     wait_until(lambda: fleet.status(job_id) == "successful")
     assert [("start", stale.pid), ("start", owner.pid), ("cancelled", stale.pid), ("end", owner.pid)] == fleet.events(
         job_id
