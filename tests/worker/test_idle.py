@@ -18,7 +18,7 @@ import pytest
 from anyio.abc import TaskGroup
 from psycopg import sql
 
-from pgq_anyio import Job, PgQueuer
+from pgq_anyio import Job, JobId, PgQueuer, PsycopgDriver, Queries, SyncQueries
 from pgq_anyio._services import listener
 from pgq_anyio.testing import running_worker
 from tests.worker.own_server import OwnServer
@@ -48,11 +48,17 @@ class Producer:
     async def delay(self, *, within: float) -> float:
         """Seconds from the begin of an enqueue to the start of the handler."""
         began_at = time.monotonic()
-        job_id = self.value("select {schema}.enqueue('fetch')")
+        return await self.start_of(self.value("select {schema}.enqueue('fetch')"), within=within) - began_at
+
+    def has_started(self, job_id: int) -> bool:
+        return job_id in self._started
+
+    async def start_of(self, job_id: int, *, within: float) -> float:
+        """When the handler of a job began."""
         with anyio.fail_after(within):
             while job_id not in self._started:
                 await self._news.wait()
-        return self._started[job_id] - began_at
+        return self._started[job_id]
 
     async def wait_for(self, query: str) -> Any:
         """The first value of a query that is true."""
@@ -107,6 +113,55 @@ async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, pro
     assert statistics.median(delays) < 0.1
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("kind", ["async", "sync", "plain SQL"])
+async def test_a_job_starts_at_once_after_the_callers_commit(
+    dsn: str, schema: str, producer: Producer, kind: str
+) -> None:
+    """On an idle worker whose poll interval never ends; not before, and never after a rollback."""
+    async with (
+        PsycopgDriver(dsn) as driver,
+        running_worker(make_app(dsn, schema, producer), dequeue_timeout=3600),
+    ):
+        asynchronous = await driver.connect(role="caller", autocommit=False)
+        blocking = psycopg.connect(dsn)
+
+        async def enqueue() -> JobId:
+            if kind == "async":
+                (job_id,) = await Queries(driver, schema=schema).enqueue("fetch", connection=asynchronous)
+            elif kind == "sync":
+                (job_id,) = SyncQueries(blocking, schema=schema).enqueue("fetch")
+            else:
+                text = sql.SQL("select {}.enqueue('fetch')").format(sql.Identifier(schema))
+                row = blocking.execute(text).fetchone()
+                assert row is not None
+                job_id = row[0]
+            return job_id
+
+        async def end(how: str) -> None:
+            if kind == "async":
+                await getattr(asynchronous, how)()
+            else:
+                getattr(blocking, how)()
+
+        await producer.wait_for(ASLEEP)
+        await anyio.sleep(1.4)  # the looks that follow falling asleep are over
+        delays, undone = [], set()
+        for _ in range(10):
+            undone.add(await enqueue())
+            await end("rollback")
+            job_id = await enqueue()
+            await anyio.sleep(0.05)
+            assert not producer.has_started(job_id)
+            committed_at = time.monotonic()
+            await end("commit")
+            delays.append(await producer.start_of(job_id, within=5) - committed_at)
+        asynchronous.abort()
+        blocking.close()
+    assert statistics.median(delays) < 0.1
+    assert not any(producer.has_started(job_id) for job_id in undone)
+
+
 @pytest.mark.promise(6)
 async def test_a_listener_that_was_killed_listens_again(dsn: str, schema: str, producer: Producer) -> None:
     """With a poll interval that never ends: what is enqueued meanwhile is found, and what comes later, at once."""
@@ -144,11 +199,14 @@ def count(server: OwnServer, since: int) -> Counter[str]:
     return Counter(name or role for role, name in server.statements(since))
 
 
-@pytest.mark.promise(48)
+@pytest.mark.promise(4, 48)
+@pytest.mark.parametrize("foreign", [0, 10_000])
 async def test_an_idle_worker_asks_once_per_heartbeat_and_poll(
-    own_server: OwnServer, empty_schema: str, own_producer: Producer
+    own_server: OwnServer, empty_schema: str, own_producer: Producer, foreign: int
 ) -> None:
-    """After two seconds of idling; schedules and other workers do not change that."""
+    """After two seconds of idling; schedules do not change that, nor do jobs of names that it does not serve, those
+    that are there and those that are enqueued meanwhile.
+    """
     app = make_app(own_server.dsn, empty_schema)
 
     @app.schedule("yearly", "0 0 1 1 *")
@@ -158,9 +216,13 @@ async def test_an_idle_worker_asks_once_per_heartbeat_and_poll(
     lease, poll, idle = 3.0, 2.5, 6.0
     async with running_worker(app, lease=lease, dequeue_timeout=poll):
         await own_producer.wait_for(ASLEEP)
+        own_producer.value(f"select count({{schema}}.enqueue('foreign')) from generate_series(1, {foreign})")
         await anyio.sleep(2)
         since = own_server.log.stat().st_size
-        await anyio.sleep(idle)
+        for _ in range(6):
+            if foreign:
+                own_producer.value("select {schema}.enqueue('foreign')")
+            await anyio.sleep(idle / 6)
         counts = count(own_server, since)
     assert {"beat_worker", "claim_sweep"} == set(counts)
     assert idle / (lease / 3) - 1 <= counts["beat_worker"] <= idle / (lease / 3 * 0.9) + 1

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from pgq_anyio import JobId, SyncQueries
 from pgq_anyio._embedded._binaries import StopMode
 from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
@@ -100,6 +101,37 @@ def test_a_claim_that_a_crash_has_undone_is_noticed(
     assert "end" == journal.events(undone)[-1]
     assert [("successful", 1, 0)] * 2 == own_fleet.rows("select status, attempt, crashes from {schema}.finished")
     stop_and_check(own_fleet, worker)
+
+
+@pytest.mark.promise(10)
+@BACKENDS
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_deferral_survives_the_server(
+    own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str, mode: StopMode
+) -> None:
+    """The server goes down just after the answer to the enqueue, and with it nothing: not before its time the job
+    runs, on the worker that was there all the time, or on one that came later; the one that was cancelled never does.
+    """
+    there = own_fleet.start(backend, program=PROGRAM)
+    enqueue = "select {schema}.enqueue('short', '0', execute_after => %s::interval), clock_timestamp()"
+    ((during, asked_at),) = own_fleet.rows(enqueue, "0.2 s")
+    ((after, _),) = own_fleet.rows(enqueue, "3 s")
+    ((cancelled, _),) = own_fleet.rows(enqueue, "3 s")
+    with SyncQueries(own_server.dsn, schema=own_fleet.schema) as queries:
+        assert [cancelled] == queries.mark_job_as_cancelled([JobId(cancelled)])
+    restart(own_server, own_fleet, mode, away=0.5)
+    wait_until(lambda: own_fleet.status(during) and own_fleet.status(after), timeout=15)
+    assert [["start", "end"]] * 2 == [journal.events(one) for one in (during, after)]
+    claimed = own_fleet.rows("select claimed_at from {schema}.finished where worker_id is not null order by job_id")
+    for (claimed_at,), delay in zip(claimed, (0.2, 3.0), strict=True):
+        assert (claimed_at - asked_at).total_seconds() >= delay
+    ((later, asked_at),) = own_fleet.rows(enqueue, "1.5 s")
+    stop_and_check(own_fleet, there)
+    came_later = own_fleet.start(backend, program=PROGRAM)
+    wait_until(lambda: journal.find(later, "end"))
+    assert [came_later.pid] == [one.pid for one in journal.find(later, "start")]
+    assert [] == journal.events(cancelled)
+    stop_and_check(own_fleet, came_later)
 
 
 @pytest.mark.promise(6)
