@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 import psycopg
 
+from .._db.tls import tls_advice
 from .._embedded import ServerStartError
 from .._errors import AppLoadError, ConfigurationError, PgqError, SchemaError
 
@@ -52,7 +53,9 @@ def explain(error: BaseException, *, database: str = "", with_traceback: bool = 
     if told is None:
         text = " ".join(str(error).split())
         return Explanation(f"unexpected {type(error).__name__}{f': {text}' if text else ''}", FAILURE, trace)
-    notes = "".join(f"\n{note.splitlines()[0]}" for note in getattr(error, "__notes__", ()) if note)
+    notes = "".join(
+        f"\n{note.splitlines()[0]}" for note in getattr(error, "__notes__", ()) if note and note not in told[0]
+    )
     return Explanation(told[0] + notes, told[1], trace if with_traceback else None)
 
 
@@ -81,6 +84,9 @@ def _told(error: BaseException, database: str) -> tuple[str, int] | None:
 def _say_unreachable(error: psycopg.OperationalError, database: str) -> str:
     said = _primary(error)
     where = database or "the database"
+    advice = tls_advice(said)
+    if advice is not None:
+        return f"{where} cannot be reached safely: {advice} ({said})"
     if re.search(r'database ".*" does not exist', said):
         return f"{where} does not exist: create it (createdb), or name another one with --dsn ({said})"
     if re.search(r'password|authentication|role ".*" does not exist|pg_hba', said):

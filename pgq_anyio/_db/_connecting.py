@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_attempts, conninfo_to_dict, make_conninfo,
 from psycopg.pq.abc import PGconn
 
 from ._waiting import drive_connecting
+from .tls import tls_advice
 
 #: Threads that may look up host names at the same time.
 LOOKUPS = 8
@@ -31,7 +32,8 @@ async def open_pgconn(conninfo: str, options: Mapping[str, ConnParam]) -> PGconn
 
     :param conninfo: a DSN in either of libpq's forms
     :param options: parameters that replace those of the DSN
-    :raises psycopg.OperationalError: if no host can be connected to; the message names the reason of each
+    :raises psycopg.OperationalError: if no host can be connected to; the message names the reason of each, and a note
+        what to do about a certificate
     """
     params = conninfo_to_dict(conninfo, **options)
     timeout = timeout_from_conninfo(params)
@@ -44,7 +46,11 @@ async def open_pgconn(conninfo: str, options: Mapping[str, ConnParam]) -> PGconn
             failures.append((place, errors.ConnectionTimeout(f"no answer within {timeout} s")))
         except errors.Error as error:
             failures.append((place, error))
-    raise _summary(failures)
+    refusal = _summary(failures)
+    advice = tls_advice(str(refusal))
+    if advice is not None:
+        refusal.add_note(advice)
+    raise refusal
 
 
 async def _attempts(params: ConnDict, timeout: float) -> list[ConnDict]:
