@@ -1,8 +1,11 @@
-"""Measurements, on a database of their own: ``python -m benchmarks`` (or ``nox -s bench``).
+"""Measurements, on a database of their own: ``python -m benchmarks`` (or ``nox -s bench``, ``nox -s bench-quick``).
 
-- ``drain``: jobs per second of one worker, on every event loop, beside PgQueuer.
-- ``latency``: from the enqueue to the start of the handler, on an idle worker.
-- ``statements``: what a claim and a completion of 100 jobs cost, without a worker around them.
+One module for each figure, in the order of the list of goals. Each has a quick and a full size, says what it measures,
+compares it with its goals, and can be run alone: ``python -m benchmarks drain latency``. The results are kept as JSON,
+one file for each figure, so that a long run can be continued (``--left``); ``python -m benchmarks report`` makes the
+page of the documentation from them.
 
-Every measurement runs in a child process of its own, one at a time, and gives one line of JSON.
+Everything that is measured runs in child processes, one measurement at a time.
+
+``python -m benchmarks.limits`` and ``python -m benchmarks.statements`` measure parts without goals of their own.
 """

@@ -1,53 +1,76 @@
-"""From the call of ``enqueue`` to the first line of the handler, on a worker that has nothing else to do.
+"""Figure 6: from the call of ``enqueue`` to the first line of the handler, on a worker that has nothing else to do.
 
 One job at a time, with a pause between that leaves the worker idle. The enqueue's own commit, synced to disk, is part
-of the figure. Producer and worker share a process and its clock.
+of the figure. Producer and worker share a process and its clock, and have a connection each; the peers the same.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from ._children import LOOPS, MeasurementError
+from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_most, median, percentile
+from ._server import bench_database
+from .contenders._contender import OURS, graphile_worker, ours, pgqueuer
 
-from ._children import LOOPS, MeasurementError, measure_module
-from ._report import print_table, write_json
-from ._server import bench_server, describe
+TITLE = "From enqueue to handler"
+HOW = (
+    "On an idle worker, from the call of enqueue to the first line of the handler, the commit included: one job at a "
+    "time, 20 ms apart, producer and worker in one process."
+)
+QUICK = {"jobs": 100, "rounds": 1}
+FULL = {"jobs": 1000, "rounds": 5}
+
+CONTENDERS = (*(ours(loop) for loop in LOOPS), pgqueuer(100), graphile_worker())
+PERCENTS = (50, 90, 99)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every loop and print percentiles; 1 if one gave no figures."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=LOOPS)
-    parser.add_argument("--dsn", help="a server of your own instead of the embedded one")
-    parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
-    args = parser.parse_args(arguments)
-    results: dict[str, list[dict[str, Any]]] = {loop: [] for loop in args.loops}
-    missing: dict[str, str] = {}
-    with bench_server(args.dsn) as dsn:
-        facts = describe(dsn)
-        for _ in range(args.rounds):
-            for loop in args.loops:
+def measure(bench: Bench) -> Results:
+    """Take turns."""
+    found = bench.present(CONTENDERS)
+    rounds: dict[str, list[dict[str, float]]] = {}
+    for number in range(1, bench.size["rounds"] + 1):
+        for one in found:
+            with bench_database(bench.dsn) as database:
                 try:
-                    results[loop].append(measure_module("_latency_worker", dsn, loop, str(args.jobs)))
+                    delays = one.step("latency", database, jobs=bench.size["jobs"])["delays_ms"]
                 except MeasurementError as error:
-                    missing[loop] = str(error)
+                    bench.lose(one.name, str(error))
+                    continue
+            figures = {f"p{percent}": percentile(delays, percent) for percent in PERCENTS} | {"worst": max(delays)}
+            rounds.setdefault(one.name, []).append(figures)
+            bench.say(f"round {number}: {one.name}: p50 {figures['p50']:.2f} ms, p99 {figures['p99']:.2f} ms")
+    return {"delays_ms": rounds}
+
+
+def _medians(results: Results, key: str) -> dict[str, float]:
+    return {name: median(one[key] for one in rounds) for name, rounds in results["delays_ms"].items()}
+
+
+def judge(results: Results) -> list[Verdict]:
+    """Half and 99 of 100, on every loop."""
+    p50, p99 = _medians(results, "p50"), _medians(results, "p99")
+    verdicts = []
+    for loop in LOOPS:
+        name = f"{OURS} {loop}"
+        verdicts += [
+            at_most(6, f"enqueue to handler, p50, {loop}", p50.get(name), 2.0, unit="ms"),
+            at_most(6, f"enqueue to handler, p99, {loop}", p99.get(name), 4.5, unit="ms"),
+        ]
+    return verdicts
+
+
+def tables(results: Results) -> list[Table]:
+    """Every contender."""
+    keys = (*(f"p{percent}" for percent in PERCENTS), "worst")
     rows = [
-        (loop, *(f"{statistics.median(one[key] for one in rounds):.2f}" for key in ("p50_ms", "p99_ms", "worst_ms")))
-        for loop, rounds in results.items()
-        if rounds
+        (name, *(f"{median(one[key] for one in rounds):.2f}" for key in keys))
+        for name, rounds in results["delays_ms"].items()
     ]
-    print_table("Enqueue to handler start, idle worker (ms, medians of rounds)", ("", "p50", "p99", "worst"), rows)
-    for loop, reason in missing.items():
-        print(f"missing: {loop}: {reason}")
-    write_json(args.json, {"facts": facts, "results": results, "missing": missing})
-    return 1 if missing else 0
+    return [Table("Enqueue to handler start on an idle worker (ms, medians of the rounds)", ("", *keys), rows)]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def charts(results: Results) -> list[Chart]:
+    """Two percentiles."""
+    return [
+        Bars("Enqueue to handler start, half of all jobs", "ms", _medians(results, "p50")),
+        Bars("Enqueue to handler start, 99 of 100 jobs", "ms", _medians(results, "p99")),
+    ]

@@ -19,7 +19,7 @@ from pgq_anyio._hints import Hints
 from pgq_anyio._models import Held
 from pgq_anyio._services.claimer import DISPATCH_SETTINGS
 from pgq_anyio._services.completer import COMPLETION_SETTINGS
-from pgq_anyio._store._sql import Store
+from pgq_anyio._store._sql import DEFAULT_SCHEMA, Store
 from pgq_anyio._store.migrations import migrate_sync, uninstall_sync
 from pgq_anyio._store.queued import claim_hinted, claim_sweep
 from pgq_anyio._store.running import finish_jobs
@@ -34,29 +34,27 @@ WORKER_ID = 1
 WARM_UP = 3
 
 
-async def measure(dsn: str, size: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds per 100 jobs of each statement, for batches of ``size``."""
-    store, hints = Store(SCHEMA), Hints(("noop",))
-    times: dict[str, list[float]] = {"claim": [], "finish": []}
+async def claim_and_finish(dsn: str, size: int, rounds: int, schema: str = DEFAULT_SCHEMA) -> list[tuple[float, float]]:
+    """Seconds of each claim and of each completion, for batches of ``size``. The jobs are there already."""
+    store, hints = Store(schema), Hints(("noop",))
+    times: list[tuple[float, float]] = []
     async with PsycopgDriver(dsn) as driver:
         dispatch = Line(driver, "dispatch", dict(DISPATCH_SETTINGS))
         completion = Line(driver, "completion", dict(COMPLETION_SETTINGS))
         claiming, finishing = await dispatch.connection(), await completion.connection()
         await register_worker(
-            claiming, store, worker_id=WORKER_ID, name="bench", entrypoints=("noop",), max_crashes=[5], lease=300.0
+            claiming, store, worker_id=WORKER_ID, name="bench", entrypoints=("noop",), max_crashes=[5], lease=900.0
         )
         for number in range(WARM_UP + rounds):
             started = time.perf_counter()
             held = await _claim(claiming, store, hints, number + 1, size)
             claimed = time.perf_counter()
             assert len(await finish_jobs(finishing, store, held)) == size
-            finished = time.perf_counter()
             if number >= WARM_UP:
-                times["claim"].append(claimed - started)
-                times["finish"].append(finished - claimed)
+                times.append((claimed - started, time.perf_counter() - claimed))
         dispatch.close()
         completion.close()
-    return {name: statistics.median(values) * 1000 * 100 / size for name, values in times.items()}
+    return times
 
 
 async def _claim(conn: Connection, store: Store, hints: Hints, number: int, size: int) -> list[Held]:
@@ -90,7 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     for _ in range(WARM_UP + args.rounds):
                         queries.enqueue("noop", [bytes(100)] * size)
             settle(dsn)
-            results[str(size)] = anyio.run(measure, dsn, size, args.rounds, **loop_options(args.loop))
+            times = anyio.run(claim_and_finish, dsn, size, args.rounds, SCHEMA, **loop_options(args.loop))
+            claims, finishes = zip(*times, strict=True)
+            scale = 1000 * 100 / size  # milliseconds per 100 jobs
+            results[str(size)] = {
+                "claim": statistics.median(claims) * scale,
+                "finish": statistics.median(finishes) * scale,
+            }
         with psycopg.connect(dsn, autocommit=True) as conn:
             uninstall_sync(conn, SCHEMA)
     rows = [(size, f"{one['claim']:.2f}", f"{one['finish']:.2f}") for size, one in results.items()]

@@ -1,0 +1,131 @@
+"""Figure 13, second half: whether tables and indexes stay bounded while millions of jobs pass through.
+
+A producer keeps a short queue filled and a worker empties it. The sizes of all tables but the records of finished jobs,
+which are kept as long as retention says, are read once a second, indexes included. Vacuuming is left to PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import psycopg
+
+from pgq_anyio import SyncQueries
+
+from ._children import Child, MeasurementError
+from ._figure import Bench, Chart, Curves, Results, Table, Verdict, at_most
+from ._filling import make_tables
+from ._server import bench_database, settle
+from .contenders._contender import ours
+
+TITLE = "Tables and indexes over millions of jobs"
+HOW = (
+    "One producer keeps about 20 thousand jobs queued and one worker empties the queue, for 5 million jobs. Sizes of "
+    "tables with their indexes, once a second; vacuuming is left to PostgreSQL."
+)
+QUICK = {"jobs": 100_000}
+FULL = {"jobs": 5_000_000}
+
+QUEUED = 20_000
+CHUNK = 5000
+PAYLOAD = b"x" * 100
+TIMEOUT = 60.0
+#: PostgreSQL looks at a table once a minute: with fewer jobs than this nothing has been vacuumed yet.
+ENOUGH = 2_000_000
+SIZES = """
+    select c.relname::text, pg_total_relation_size(c.oid), pg_indexes_size(c.oid)
+    from pg_class c where c.relnamespace = 'pgq_anyio'::regnamespace and c.relkind = 'r'
+"""
+
+
+def measure(bench: Bench) -> Results:
+    """One worker, one producer."""
+    jobs = bench.size["jobs"]
+    contender = ours("uvloop")
+    with bench_database(bench.dsn) as database:
+        make_tables(database)
+        settle(database)
+        started = time.monotonic()
+        with contender.serve(database, limit=3600.0) as child:
+            child.wait_ready()
+            samples = _churn(bench, database, child, jobs)
+            memory = psutil.Process(child.pid).memory_info().rss / 2**20
+            figures = child.leave()
+        seconds = time.monotonic() - started
+        recorded = contender.count_recorded(database)
+        with psycopg.connect(database, autocommit=True) as conn:
+            kept = sum(row[1] for row in conn.execute(SIZES) if row[0].startswith("finished"))
+    if recorded != jobs or figures["problems"]:
+        raise MeasurementError(f"{recorded} of {jobs} jobs were recorded; warnings: {figures['problems']}")
+    return {
+        "samples": samples,
+        "jobs_per_second": jobs / seconds,
+        "finished_bytes_per_job": kept / jobs,
+        "worker_mb": memory,
+    }
+
+
+def _churn(bench: Bench, database: str, child: Child, jobs: int) -> list[dict[str, float]]:
+    """Sizes (in MB) of each table, again and again."""
+    samples: list[dict[str, float]] = []
+    enqueued, sampled, moved, told = 0, 0.0, time.monotonic(), 0
+    with psycopg.connect(database, autocommit=True) as conn, SyncQueries(database) as queries:
+        while child.handled < jobs:
+            now = time.monotonic()
+            if now - sampled > 1:
+                sampled = now
+                sizes = {name: size / 2**20 for name, size, _ in conn.execute(SIZES) if not name.startswith("finished")}
+                samples.append({"jobs": float(child.handled), **sizes})
+            if child.handled * 10 // jobs > told:
+                told = child.handled * 10 // jobs
+                bench.say(f"{child.handled:,} jobs: {_total(samples[-1]):.0f} MB")
+            if enqueued < jobs and enqueued - child.handled < QUEUED:
+                count = min(CHUNK, jobs - enqueued)
+                queries.enqueue("noop", [PAYLOAD] * count)
+                enqueued += count
+                moved = now
+            else:
+                child.check()
+                if now - moved > TIMEOUT:
+                    raise MeasurementError(f"nothing moved for {TIMEOUT:g} s, after {child.handled:,} jobs")
+                time.sleep(0.02)
+    return samples
+
+
+def _total(sample: dict[str, float]) -> float:
+    return sum(size for name, size in sample.items() if name != "jobs")
+
+
+def judge(results: Results) -> list[Verdict]:
+    """The second half of the jobs against the first."""
+    totals = [(sample["jobs"], _total(sample)) for sample in results["samples"]]
+    middle = totals[-1][0] / 2
+    first = max((size for done, size in totals if done <= middle), default=0.0)
+    second = max((size for done, size in totals if done > middle), default=None)
+    if totals[-1][0] < ENOUGH:
+        second = None
+    what = "tables and indexes over the second half of the jobs, against the first"
+    return [at_most(13, what, None if second is None or not first else second / first, 1.1)]
+
+
+def tables(results: Results) -> list[Table]:
+    """Every table that was ever larger than a megabyte."""
+    samples = results["samples"]
+    names = [name for name in samples[-1] if name != "jobs"]
+    rows = [
+        (name, f"{max(sample[name] for sample in samples):.1f}", f"{samples[-1][name]:.1f}")
+        for name in names
+        if max(sample[name] for sample in samples) > 1
+    ]
+    rows.append(("finished, bytes a job", "", f"{results['finished_bytes_per_job']:.0f}"))
+    title = f"Tables with their indexes (MB), at {results['jobs_per_second']:,.0f} jobs/s"
+    return [Table(title, ("", "at most", "at last"), rows)]
+
+
+def charts(results: Results) -> list[Chart]:
+    """Sizes over jobs."""
+    curves = {
+        name: [(sample["jobs"] / 1000, sample[name]) for sample in results["samples"]] for name in ("queued", "running")
+    }
+    return [Curves("Tables with their indexes", "thousand jobs done", "MB", curves)]

@@ -1,0 +1,108 @@
+"""Figure 12: what a worker costs that has nothing to do, in its own process and in the server, and what it asks.
+
+The server without a worker is measured first, and its share taken off. Statements are counted in the server's log,
+which the database of the measurement fills with every statement; autovacuum says nothing there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from ._children import LOOPS, MeasurementError
+from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_most
+from ._server import bench_database, find_postmaster, server_cpu
+from .contenders._contender import OURS, Contender, graphile_worker, ours, pgqueuer
+
+TITLE = "An idle worker"
+HOW = (
+    "A worker with nothing to do, five seconds after its start: CPU of its process and of the server, less that of a "
+    "server without a worker, and the statements that it sends."
+)
+QUICK = {"seconds": 5, "peers": 0}
+FULL = {"seconds": 120, "peers": 1}
+
+CONTENDERS = tuple(ours(loop) for loop in LOOPS)
+PEERS = (pgqueuer(100), graphile_worker())
+#: A worker looks again a few times before it trusts that there is nothing (in seconds).
+FALLING_ASLEEP = 5.0
+STATEMENT = re.compile(rb"LOG:  (?:statement|execute [^:]*): ")
+#: Our defaults, a third of the lease of 30 s (less its jitter of a tenth) and the poll interval (in seconds).
+HEARTBEAT, POLL = 9.0, 30.0
+
+
+def measure(bench: Bench) -> Results:
+    """One after the other."""
+    seconds = bench.size["seconds"]
+    postmaster = find_postmaster(bench.dsn)
+    before = server_cpu(postmaster)
+    time.sleep(seconds)
+    empty = (server_cpu(postmaster) - before) / seconds * 100
+    bench.say(f"the server alone: {empty:.2f} % of a core")
+    idle: dict[str, dict[str, float]] = {}
+    for one in bench.present(CONTENDERS + (PEERS if bench.size["peers"] else ())):
+        try:
+            idle[one.name] = figures = _measure(one, bench, postmaster, empty)
+        except MeasurementError as error:
+            bench.lose(one.name, str(error))
+            continue
+        used = f"worker {figures['worker']:.2f} %, server {figures['server']:.2f} %"
+        bench.say(f"{one.name}: {used}, {figures['asked']:.0f} statements")
+    return {"idle": idle, "empty_server": empty, "seconds": seconds}
+
+
+def _measure(one: Contender, bench: Bench, postmaster: psutil.Process, empty: float) -> dict[str, float]:
+    seconds = bench.size["seconds"]
+    with bench_database(bench.dsn) as database:
+        one.step("fill", database, jobs=0, chunk=1)
+        with psycopg.connect(database, autocommit=True) as conn:
+            name = sql.Identifier(conn.info.dbname)
+            conn.execute(sql.SQL("alter database {} set log_statement = 'all'").format(name))
+        with one.serve(database, report=1.0) as child:
+            child.wait_ready()
+            time.sleep(FALLING_ASLEEP)
+            worker, log = psutil.Process(child.pid), Path(f"/proc/{postmaster.pid}/fd/2").readlink()
+            position, server = log.stat().st_size, server_cpu(postmaster)
+            before = sum(worker.cpu_times()[:2])
+            time.sleep(seconds)
+            used, served = sum(worker.cpu_times()[:2]) - before, server_cpu(postmaster) - server
+            with log.open("rb") as file:
+                file.seek(position)
+                asked = len(STATEMENT.findall(file.read()))
+            child.check()
+            child.leave()
+    return {"worker": used / seconds * 100, "server": max(0.0, served / seconds * 100 - empty), "asked": asked}
+
+
+def judge(results: Results) -> list[Verdict]:
+    """CPU and statements, on every loop."""
+    verdicts = []
+    for loop in LOOPS:
+        figures = results["idle"].get(f"{OURS} {loop}", {})
+        used = figures["worker"] + figures["server"] if figures else None
+        verdicts.append(at_most(12, f"idle, worker and server, {loop}", used, 0.3, unit="% of a core"))
+    allowed = float(int(results["seconds"] / HEARTBEAT) + 1 + int(results["seconds"] / POLL) + 1)
+    asked = max((figures["asked"] for name, figures in results["idle"].items() if name.startswith(OURS)), default=None)
+    what = f"statements of an idle worker in {results['seconds']} s"
+    verdicts.append(at_most(12, what, asked, allowed, unit="", digits=0))
+    return verdicts
+
+
+def tables(results: Results) -> list[Table]:
+    """Every contender."""
+    rows = [
+        (name, f"{one['worker']:.2f}", f"{one['server']:.2f}", f"{one['asked'] / results['seconds'] * 60:.0f}")
+        for name, one in results["idle"].items()
+    ]
+    return [Table("An idle worker", ("", "worker, % of a core", "server, % of a core", "statements a minute"), rows)]
+
+
+def charts(results: Results) -> list[Chart]:
+    """CPU."""
+    used = {name: one["worker"] + one["server"] for name, one in results["idle"].items()}
+    return [Bars("An idle worker, CPU of worker and server", "% of a core", used, goal=0.3)]

@@ -1,0 +1,60 @@
+"""What the benchmarks say about what they have measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import drain
+from benchmarks._figure import Verdict, at_least, at_most
+from benchmarks._figures import FIGURES
+from benchmarks._page import FILES, PAGE, chart_name, render
+from benchmarks._run import read_records
+
+
+def test_a_goal_is_met_or_not_or_not_judged() -> None:
+    """Exactly the goal is enough; what was not measured, or is no number, is neither met nor missed."""
+    assert [True, True, False, None, None] == [
+        at_least(1, "", value, 2.5).met for value in (2.6, 2.5, 2.49, None, float("nan"))
+    ]
+    assert [False, True, True, None] == [at_most(1, "", value, 0.5).met for value in (0.51, 0.5, 0.1, None)]
+    assert Verdict(3, "what", "≤ 0.5 ms", "0.25 ms", met=True) == at_most(3, "what", 0.25, 0.5, unit="ms")
+
+
+def drained(rate: float, cpu: float) -> dict[str, float]:
+    return {"jobs_per_second": rate, "worker_cpu_us": cpu, "server_cpu_us": 10.0}
+
+
+def test_a_drain_is_compared_with_the_best_of_a_peer() -> None:
+    """Medians of the rounds, the fastest settings of PgQueuer, and its cheapest for CPU."""
+    results: dict[str, Any] = {
+        "drained": {
+            "pgq_anyio uvloop": [drained(rate, 10.0) for rate in (10.0, 60_000.0, 90_000.0)],
+            "pgq_anyio trio": [drained(30_000.0, 10.0)],
+            "PgQueuer uvloop, batch 100": [drained(10_000.0, 30.0)],
+            "PgQueuer uvloop, batch 500": [drained(20_000.0, 40.0)],
+        }
+    }
+    first, node, second, cpu = drain.judge(results)
+    assert ("3.00 ×", True) == (first.measured, first.met)
+    assert ("not judged", None) == (node.measured, node.met)
+    assert ("1.50 ×", False) == (second.measured, second.met)
+    assert ("0.50 ×", True) == (cpu.measured, cpu.met)
+
+
+def test_the_page_is_made_from_the_results_that_it_links_to() -> None:
+    """No number of it was written by hand, and none is older than the results or the wording."""
+    records = read_records(FILES)
+    assert PAGE.read_text("utf-8") == render(records)
+    for record in records:
+        for number in range(1, len(record.figure.charts(record.results)) + 1):
+            assert (FILES / chart_name(record, number)).exists()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_the_same_sizes_in_both_forms(name: str) -> None:
+    """A size given on the command line works in both, and the quick one is no larger."""
+    quick, full = FIGURES[name].QUICK, FIGURES[name].FULL
+    assert list(quick) == list(full)
+    assert all(quick[key] <= full[key] for key in quick)
