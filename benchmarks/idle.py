@@ -25,7 +25,7 @@ HOW = (
     "server without a worker, and the statements that it sends."
 )
 QUICK = {"seconds": 5, "peers": 0}
-FULL = {"seconds": 120, "peers": 1}
+FULL = {"seconds": 60, "peers": 1}
 
 CONTENDERS = tuple(ours(loop) for loop in LOOPS)
 PEERS = (pgqueuer(100), graphile_worker())

@@ -17,7 +17,7 @@ HOW = (
     "time, 20 ms apart, producer and worker in one process."
 )
 QUICK = {"jobs": 100, "rounds": 1}
-FULL = {"jobs": 1000, "rounds": 5}
+FULL = {"jobs": 1000, "rounds": 3}
 
 CONTENDERS = (*(ours(loop) for loop in LOOPS), pgqueuer(100), graphile_worker())
 PERCENTS = (50, 90, 99)

@@ -121,9 +121,10 @@ class Drained:
         return {**attrs.asdict(self, filter=lambda attribute, _: attribute.name != "figures"), **kept}
 
 
-def drain(contender: Contender, dsn: str, jobs: int, **options: Any) -> Drained:
+def drain(contender: Contender, dsn: str, jobs: int, *, checkpoint: bool = True, **options: Any) -> Drained:
     """Fill a fresh database, drain it with one worker, and look whether every job was recorded.
 
+    :param checkpoint: whether to vacuum and to write everything to disk between the two
     :raises MeasurementError: if it was not, or if a step gives no figures
     """
     with bench_database(dsn) as database:
@@ -132,7 +133,8 @@ def drain(contender: Contender, dsn: str, jobs: int, **options: Any) -> Drained:
         wal = wal_position(database)
         filled = contender.step("fill", database, jobs=jobs, chunk=10_000)
         wal = wal_position(database) - wal
-        settle(database)
+        if checkpoint:
+            settle(database)
         postmaster = find_postmaster(database)
         cpu, start = server_cpu(postmaster), wal_position(database)
         figures = contender.step("drain", database, jobs=jobs, whole=contender.name != "graphile-worker", **options)
