@@ -36,8 +36,9 @@ every job was handled and its end recorded.
 
 - **pgq_anyio** runs with the defaults of `PgQueuer.run` unless it says otherwise. Nothing is switched off: each job
   has a scope and a context of its own, its outcome is recorded and kept, and heartbeats go on.
-- **PgQueuer** runs on asyncpg and uvloop, with batches of 100 and 500 (its default is 10), no limit of concurrency, and
-  without the periodic aggregation of its log. It records every outcome, too.
+- **PgQueuer** runs on asyncpg and uvloop, with batches of 100 and 500 (its default is 10), on one connection and on a
+  pool of four, with no limit of concurrency and without the periodic aggregation of its log. The best of these counts.
+  It records every outcome, too.
 - **graphile-worker** runs with the settings that its documentation gives for performance: a local queue of 500 jobs, 24
   jobs at a time, completions in batches. Its payload is JSON of 100 bytes. It deletes jobs that succeed, so that less
   is written: there is no record that anybody could look up.

@@ -28,6 +28,7 @@ CONTENDERS = (
     ours("trio", ", batch 500", **LARGE),
     pgqueuer(100),
     pgqueuer(500),
+    pgqueuer(500, pool=4),
     graphile_worker(),
 )
 

@@ -74,13 +74,14 @@ def ours(loop: str, title: str = "", **run: Any) -> Contender:
     )
 
 
-def pgqueuer(batch: int, loop: str = "uvloop") -> Contender:
-    """PgQueuer."""
+def pgqueuer(batch: int, loop: str = "uvloop", pool: int = 0) -> Contender:
+    """PgQueuer on one connection of asyncpg, or on a pool of them."""
+    driver = f"asyncpg, pool of {pool}" if pool else "asyncpg"
     return Contender(
-        name=f"PgQueuer {loop}, batch {batch}",
-        settings=f"asyncpg, batch_size={batch}, no limit of concurrency, no log aggregation",
+        name=f"PgQueuer {loop}, batch {batch}" + (", pool" if pool else ""),
+        settings=f"{driver}, batch_size={batch}, no limit of concurrency, no log aggregation",
         command=(str(_peers.pgqueuer_python()), "-P", str(HERE / "pgqueuer_peer.py")),
-        options={"loop": loop, "batch": batch},
+        options={"loop": loop, "batch": batch, "pool": pool},
         recorded="select count(distinct job_id) from pgqueuer_log where status = 'successful'",
         version=_peers.pgqueuer_version,
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import asyncpg
 from pgqueuer import PgQueuer
-from pgqueuer.db import AsyncpgDriver
+from pgqueuer.db import AsyncpgDriver, AsyncpgPoolDriver
 from pgqueuer.models import Job
 from pgqueuer.queries import Queries
 from pgqueuer.types import QueueExecutionMode
@@ -80,6 +80,16 @@ async def connect(options: dict[str, Any]) -> asyncpg.Connection:
     return await asyncpg.connect(host=where["host"], user=where["user"], database=where["dbname"], port=where["port"])
 
 
+async def connect_worker(options: dict[str, Any]) -> AsyncpgDriver | AsyncpgPoolDriver:
+    """The driver of a worker: with one connection, or with a pool of them."""
+    if not options["pool"]:
+        return AsyncpgDriver(await connect(options))
+    where = options["where"]
+    size = {"min_size": options["pool"], "max_size": options["pool"]}
+    address = {"host": where["host"], "user": where["user"], "database": where["dbname"], "port": where["port"]}
+    return AsyncpgPoolDriver(await asyncpg.create_pool(**address, **size))
+
+
 async def run(app: PgQueuer, options: dict[str, Any], mode: QueueExecutionMode) -> None:
     """With its best settings."""
     await app.run(mode=mode, batch_size=options["batch"], log_aggregation_interval=timedelta(0))
@@ -87,7 +97,7 @@ async def run(app: PgQueuer, options: dict[str, Any], mode: QueueExecutionMode) 
 
 async def drain(options: dict[str, Any]) -> dict[str, Any]:
     """Run until the jobs are done."""
-    app = PgQueuer(AsyncpgDriver(await connect(options)))
+    app = PgQueuer(await connect_worker(options))
     meter = Meter(app, options)
     mode = QueueExecutionMode.drain if options.get("whole") else QueueExecutionMode.continuous
     app.entrypoint("noop")(meter.handle)
@@ -111,7 +121,7 @@ async def fill(options: dict[str, Any]) -> dict[str, Any]:
 
 async def latency(options: dict[str, Any]) -> dict[str, Any]:
     """Enqueue one, wait for its handler, pause, and again."""
-    app = PgQueuer(AsyncpgDriver(await connect(options)))
+    app = PgQueuer(await connect_worker(options))
     queries = Queries(AsyncpgDriver(await connect(options)))
     await queries.install()
     delays: list[float] = []
@@ -140,7 +150,7 @@ async def latency(options: dict[str, Any]) -> dict[str, Any]:
 
 async def serve(options: dict[str, Any]) -> dict[str, Any]:
     """Run until SIGTERM."""
-    app = PgQueuer(AsyncpgDriver(await connect(options)))
+    app = PgQueuer(await connect_worker(options))
     meter = Meter(app, {"limit": options.get("limit", 600.0)})
     app.entrypoint("noop")(meter.handle)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, app.shutdown.set)
