@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import psycopg
 
 from ._children import MeasurementError
 from ._figure import Bench, Figure, Verdict
@@ -71,7 +72,7 @@ def run_figures(
                 continue
             try:
                 record = _measure(name, server, facts, quick=quick, sizes=sizes)
-            except MeasurementError as error:
+            except (MeasurementError, psycopg.Error) as error:  # the others are measured all the same
                 failed[name] = str(error)
                 print(f"{name}: no figures: {error}", flush=True)
                 continue

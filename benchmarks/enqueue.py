@@ -17,7 +17,7 @@ HOW = (
     "In bulk: calls of 1,000 and of 10,000 jobs with 100 bytes of payload, from one producer, each call committed. One "
     "by one: in turns with a bare INSERT of the same row on a connection of the same kind."
 )
-QUICK = {"jobs": 50_000, "single": 500, "rounds": 1}
+QUICK = {"jobs": 30_000, "single": 300, "rounds": 1}
 FULL = {"jobs": 500_000, "single": 5000, "rounds": 5}
 
 CHUNKS = (1000, 10_000)

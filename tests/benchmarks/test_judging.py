@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from benchmarks import drain
-from benchmarks._figure import Verdict, at_least, at_most
+from benchmarks._children import MeasurementError
+from benchmarks._figure import Bench, Verdict, at_least, at_most
 from benchmarks._figures import FIGURES
 from benchmarks._page import FILES, PAGE, chart_name, render
-from benchmarks._run import read_records
+from benchmarks._run import Record, read_records
+from benchmarks.contenders._contender import graphile_worker, ours
 
 
 def test_a_goal_is_met_or_not_or_not_judged() -> None:
@@ -50,6 +53,21 @@ def test_the_page_is_made_from_the_results_that_it_links_to() -> None:
     for record in records:
         for number in range(1, len(record.figure.charts(record.results)) + 1):
             assert (FILES / chart_name(record, number)).exists()
+
+
+def test_a_missing_peer_is_reported_and_the_others_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the terminal, in the results and on the page."""
+
+    def no_node() -> str:
+        raise MeasurementError("there is no node on this machine")
+
+    there, missing = ours("trio"), attrs.evolve(graphile_worker(), version=no_node)
+    bench = Bench("", {})
+    assert [there] == bench.present([there, missing])
+    assert {"graphile-worker": "there is no node on this machine"} == bench.missing
+    assert "graphile-worker: no figures: there is no node on this machine" in capsys.readouterr().out
+    record = Record("wal", "2026-01-01", 1.0, {}, True, {}, {}, bench.missing, {"wal_bytes": {}})
+    assert "Missing: graphile-worker: there is no node on this machine" in render([record])
 
 
 @pytest.mark.parametrize("name", FIGURES)
