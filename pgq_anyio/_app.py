@@ -360,6 +360,8 @@ class PgQueuer:
 def _make_executor(parameters: ExecutorParameters, factory: ExecutorFactory | None) -> Executor:
     if factory is None:
         return EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
+    if not callable(factory):
+        raise ConfigurationError(f"executor_factory must be an executor class, or a function like one, not {factory!r}")
     executor = factory(parameters)
     if not isinstance(executor, AbstractEntrypointExecutor):
         raise ConfigurationError(
