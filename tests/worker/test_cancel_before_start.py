@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from pgq_anyio import Job, JobId, JobStatus, PgQueuer, Queries
+from pgq_anyio._holdings import Holdings
 from pgq_anyio._services import claimer, limited
 from pgq_anyio._term import Term
 from pgq_anyio.testing import running_worker
@@ -43,6 +44,7 @@ async def test_it_does_not_start(
     """
     ran: list[JobId] = []
     asked: list[JobId] = []
+    delivered, deliver = anyio.Event(), Holdings.request_cancel
 
     async def handle(job: Job) -> None:
         ran.append(job.id)
@@ -63,10 +65,15 @@ async def test_it_does_not_start(
             if heard == "by heartbeat":
                 term.heart.beat_soon()
             if heard != "after the answer":
-                while not term.holdings._early:
-                    await anyio.lowlevel.checkpoint()
+                await delivered.wait()
         return claim
 
+    def request_cancel(holdings: Holdings, job_id: JobId, claim_no: int) -> None:
+        """The request has arrived."""
+        deliver(holdings, job_id, claim_no)
+        delivered.set()
+
+    monkeypatch.setattr(Holdings, "request_cancel", request_cancel)
     async with running_worker(app, max_concurrency=1):
         term = present_term(app)
         service_claimer: Any = term.limited if limit else term.claimer
