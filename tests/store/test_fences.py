@@ -84,6 +84,23 @@ async def test_an_outcome_sent_twice_does_not_hit_the_next_run(
     assert [job_id] == await finish_jobs(conn, store, second)
 
 
+@pytest.mark.promise(14)
+async def test_a_stale_worker_with_the_same_claim_number(conn: Connection, store: Store) -> None:
+    """Claim numbers are each worker's own, and two may have the same: the other worker's job is not touched."""
+    await add_worker(conn, store)
+    (job_id,) = await add_jobs(conn, store)
+    stale = await claim(conn, store, 1)
+    await rescue_jobs(conn, store, [(WORKER, 0)], max_crashes=5)
+    await add_worker(conn, store, 12)
+    owned = await claim(conn, store, 1, worker_id=12)
+    assert [] == await finish_jobs(conn, store, stale)
+    for outcome in (GIVEN_BACK, Again(0, counted=True, error=None), Failed(ErrorText("E", "late", None))):
+        assert [] == await settle_jobs(conn, store, [(stale[0], outcome)])
+    assert [] == await give_back_claims(conn, store, worker_id=WORKER, unknown=[(job_id, 1), (None, 1)])
+    assert [(job_id, 12, 1)] == await rows(conn, store, "select job_id, worker_id, claim_no from {schema}.running")
+    assert [job_id] == await finish_jobs(conn, store, owned)
+
+
 @pytest.mark.promise(26)
 async def test_the_row_decides_whether_the_job_is_cancelled(conn: Connection, store: Store) -> None:
     """A request in the row beats every outcome that the worker asks for, and the payload is kept."""

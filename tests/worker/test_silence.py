@@ -38,7 +38,8 @@ def nothing_stays_claimed(fleet: Fleet, proxy: Proxy) -> Iterator[None]:
 
 def start_behind(proxy: Proxy, fleet: Fleet, backend: str, **options: Any) -> WorkerProcess:
     """A worker that reaches the database through the proxy."""
-    return fleet.start(backend, program=PROGRAM, dsn=proxy.dsn, **{"lease": LEASE, "shutdown_grace": 0.5, **options})
+    settings = {"program": PROGRAM, "lease": LEASE, "shutdown_grace": 0.5, **options}
+    return fleet.start(backend, dsn=proxy.dsn, **settings)
 
 
 def worker_ids(fleet: Fleet) -> list[int]:
@@ -171,6 +172,29 @@ def test_a_claim_whose_answer_was_lost_is_given_back(
     assert time.monotonic() - lost_at < lease / 3 + 1
     assert [["start", "end"]] * 150 == [journal.events(one) for one in ids]
     assert [(1, 0)] == fleet.rows("select distinct attempt, crashes from {schema}.finished")
+
+
+@pytest.mark.promise(15, 21)
+@BACKENDS
+@pytest.mark.parametrize("loss", ["cut", "silent"])
+def test_a_claim_of_a_limited_name_whose_answer_was_lost(
+    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, loss: Loss
+) -> None:
+    """It took the one slot that there is, and a token of a rate of one in 20 s: both are free again within a heartbeat,
+    as the job is, for nobody has started it.
+    """
+    limits = {"concurrency_limit": 1, "requests_per_second": 0.05}
+    lease = 9.0
+    start_behind(proxy, fleet, backend, program="tests.worker.limited", lease=lease, limits=limits)
+    wait_until(lambda: fleet.value("select dozing <> '{{}}' from {schema}.worker"))
+    proxy.lose_answer(executes("claim_limited"), loss)
+    (job_id,) = fleet.enqueue("limited", b"quick")
+    wait_until(lambda: proxy.has_lost)
+    lost_at = time.monotonic()
+    wait_until(lambda: fleet.status(job_id), timeout=9)
+    assert time.monotonic() - lost_at < lease / 3 + 1
+    assert ["end", "start"] == sorted(event for event, _ in fleet.events(job_id))
+    assert [("successful", 1, 0)] == fleet.rows("select status, attempt, crashes from {schema}.finished")
 
 
 @pytest.mark.promise(15)
