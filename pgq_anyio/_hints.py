@@ -42,6 +42,13 @@ class Lanes:
     gap_aboves: list[int]
     gap_belows: list[int]
 
+    def add_gap(self, entrypoint: str, above: int, below: int) -> None:
+        """Add what lies between two priorities, if anything can."""
+        if below - above > 1:
+            self.gap_entrypoints.append(entrypoint)
+            self.gap_aboves.append(above)
+            self.gap_belows.append(below)
+
 
 @attrs.define(eq=False)
 class Hints:
@@ -66,17 +73,10 @@ class Hints:
                 lanes.entrypoints.append(entrypoint)
                 lanes.priorities.append(priority)
                 lanes.seqs.append(seq)
-                self._add_gap(lanes, entrypoint, above, priority)
+                lanes.add_gap(entrypoint, above, priority)
                 above = priority
-            self._add_gap(lanes, entrypoint, above, HIGHEST)
+            lanes.add_gap(entrypoint, above, HIGHEST)
         return lanes
-
-    @staticmethod
-    def _add_gap(lanes: Lanes, entrypoint: str, above: int, below: int) -> None:
-        if below - above > 1:
-            lanes.gap_entrypoints.append(entrypoint)
-            lanes.gap_aboves.append(above)
-            lanes.gap_belows.append(below)
 
     def learn(self, claimed: Sequence[tuple[Job, int]]) -> None:
         """Move the hints behind what was claimed."""

@@ -9,6 +9,7 @@ from typing import Final
 import attrs
 
 from ._hints import Hints
+from ._strict_hints import StrictHints
 
 #: Pause before a lock that another worker holds is tried again (in seconds, jittered between the two).
 LOCKED_PAUSE: Final = (0.005, 0.02)
@@ -24,8 +25,8 @@ class LimitedName:
     """What a worker knows of one limited name. All times are those of the event loop's clock."""
 
     name: str
-    #: where to look first, or ``None`` if the order of its jobs is strict
-    hints: Hints | None = None
+    #: where to look first
+    hints: Hints | StrictHints = attrs.field(default=attrs.Factory(lambda self: Hints((self.name,)), takes_self=True))
     #: when it is to be asked for
     ready_at: float = -math.inf
     #: whether it waits for news, and ``ready_at`` is only the poll
@@ -48,8 +49,8 @@ class LimitedName:
         self.woken = True
         self.ready_at = -math.inf
         self.resting = False
-        if in_front and self.hints is not None:
-            self.hints.sweep_next()
+        if in_front:
+            self._sweep_next()
 
     def answered(
         self,
@@ -71,7 +72,7 @@ class LimitedName:
         :param candidates: how many queued jobs were in reach
         :param pause: seconds until the next token, or ``None``
         :param got: how many jobs the claim brought
-        :param swept: whether it looked without hints
+        :param swept: whether it would have found a job wherever one was
         :param has_room: whether it might have brought more
         :param poll_interval: the longest pause (in seconds)
         :return: whether others had its rows locked
@@ -125,5 +126,5 @@ class LimitedName:
         self.ready_at = now + pause
 
     def _sweep_next(self) -> None:
-        if self.hints is not None:
+        if isinstance(self.hints, Hints):  # a claim of a serialized name always finds everything
             self.hints.sweep_next()

@@ -43,9 +43,11 @@ from .._store.limiter import (
     Scan,
     claim_limited,
     list_limits,
+    list_writers,
     notify_slots,
     set_dozing,
 )
+from .._strict_hints import StrictHints
 
 logger = logging.getLogger("pgq_anyio.limits")
 
@@ -109,17 +111,13 @@ class LimitedClaimer:
                 )
         self._definitions = {one.entrypoint: one for one in definitions}
         before = self.names
-        self.names = {
-            name: before.get(name) or LimitedName(name)
-            for name, one in self._definitions.items()
-            if one.limits.is_limited
-        }
-        for name, entry in self.names.items():
-            # Strict order leaves no room for hints: a job may come back to its old place, or commit late.
-            if self._definitions[name].limits.serialized:
-                entry.hints = None
-            elif entry.hints is None:
-                entry.hints = Hints((name,))
+        self.names = {}
+        for name, one in self._definitions.items():
+            if not one.limits.is_limited:
+                continue
+            entry = self.names[name] = before.get(name) or LimitedName(name)
+            if one.limits.serialized != isinstance(entry.hints, StrictHints):
+                entry.hints = StrictHints(name) if one.limits.serialized else Hints((name,))
             entry.wake()
         self._outdated = False
         self.on_names()
@@ -190,6 +188,7 @@ async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] 
             await _wait_room(claimer, due)
         else:
             await retrying(partial(claim_limited_once, claimer, due), what="claiming limited jobs")
+            await retrying(partial(list_writers_once, claimer), what="listing who enqueues", patience=PATIENCE)
             if claimer.dozing - claimer.sleepers():
                 await _doze(claimer)
 
@@ -218,8 +217,7 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 claimer.connection_no = claimer.line.opened
                 claimer.dozing = frozenset()
                 for one in claimer.names.values():
-                    if one.hints is not None:
-                        one.hints.forget()
+                    one.hints.forget()
             limit = min(claimer.holdings.limited_room, claimer.batch_size)
             if limit < 1:
                 return 0
@@ -227,7 +225,10 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
             for one in due:
                 one.woken = False
             started_at = anyio.current_time()
-            hinted = {one.name: None if one.hints is None else one.hints.lanes(started_at) for one in due}
+            hinted = {
+                one.name: one.hints.lanes(started_at) if isinstance(one.hints, Hints) else one.hints.lanes()
+                for one in due
+            }
             claim = await claim_limited(
                 conn,
                 claimer.store,
@@ -256,6 +257,17 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
     return len(claim.jobs)
 
 
+async def list_writers_once(claimer: LimitedClaimer) -> bool:
+    """Let the hints of serialized names move on, if it is time; whether it was."""
+    strict = [one.hints for one in claimer.names.values() if isinstance(one.hints, StrictHints)]
+    if not any(hints.wants_writers(anyio.current_time()) for hints in strict):
+        return False
+    writers = await list_writers(await claimer.line.connection(), claimer.store)
+    for hints in strict:
+        hints.see_writers(writers, anyio.current_time())
+    return True
+
+
 def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool) -> None:
     """Decide for each name when it is to be asked for again."""
     now = anyio.current_time()
@@ -268,9 +280,12 @@ def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: 
         if one is None:
             continue  # its limits are gone since
         jobs = by_name.get(one.name, [])
-        if one.hints is not None and answer.locked:
+        if answer.locked:
             one.hints.learn(jobs)
-            if one.name in swept:
+            if isinstance(one.hints, StrictHints):
+                if answer.slots_left and not answer.candidates:
+                    one.hints.found_nothing()
+            elif one.name in swept:
                 one.hints.swept(now, took)
         contended |= one.answered(
             now,
@@ -279,7 +294,7 @@ def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: 
             candidates=answer.candidates,
             pause=answer.pause,
             got=len(jobs),
-            swept=one.name in swept,
+            swept=one.name in swept or isinstance(one.hints, StrictHints),
             has_room=has_room,
             poll_interval=claimer.poll_interval,
         )

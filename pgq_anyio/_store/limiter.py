@@ -176,6 +176,12 @@ def _definitions(rows: list[tuple[Any, ...]]) -> list[Definition]:
     return [Definition(row[0], Limits(*row[1:4]), row[4]) for row in rows]
 
 
+async def list_writers(conn: Connection, store: Store) -> frozenset[str]:
+    """The transactions that have enqueued jobs, or given some back, and have not ended."""
+    rows = await store.statement("list_writers").fetch(conn)
+    return frozenset(rows[0][0])
+
+
 async def notify_slots(conn: Connection, store: Store, entrypoints: Sequence[str]) -> None:
     """Tell workers that wait for a slot of these names to look; names without a concurrency limit are passed over."""
     await store.statement("notify_slots").fetch(conn, entrypoints=list(entrypoints))

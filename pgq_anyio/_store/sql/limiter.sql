@@ -249,6 +249,15 @@ from (
 ) answer
 order by answer.job_id is not null, answer.priority desc, answer.seq
 
+-- name: list_writers
+-- Whoever inserts into the queue has this lock from before its first place is allotted until its transaction ends.
+select array(
+    select l.virtualtransaction
+    from pg_namespace n join pg_class c on c.relnamespace = n.oid join pg_locks l on l.relation = c.oid
+    where n.nspname = {schema_name} and c.relname = 'queued' and l.mode = 'RowExclusiveLock' and l.granted
+        and l.database = (select d.oid from pg_database d where d.datname = current_database())
+)
+
 -- name: notify_slots
 -- For workers that wait for a slot of a name that was full, when the worker that freed one does not take it.
 select count(*) from (
