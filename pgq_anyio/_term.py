@@ -394,7 +394,7 @@ class Term:
 
     def _on_pulse(self, pulse: Pulse, asked_at: float) -> None:
         self.peers = len(pulse.peers)
-        self.promoter.alarm(pulse.next_due)
+        self.promoter.observe(pulse)
         if pulse.outdated:
             self.limited.outdate()
         self.rescuer.observe(pulse)
@@ -408,8 +408,8 @@ class Term:
                 self.limited.wake(entrypoint)
             case LimitChange():
                 self.limited.outdate()
-            case Alarm():
-                self.promoter.look()
+            case Alarm(run_at):
+                self.promoter.look(run_at)
             case ScheduleChange():
                 self.scheduler.look()
             case CancelRequest(worker_id, jobs) if worker_id == self.worker_id:

@@ -147,6 +147,9 @@ class Wake:
 class Alarm:
     """A deferred job may be due earlier than was known."""
 
+    #: when (in seconds since 1970, by the database's clock), or ``None`` if that is not said
+    run_at: float | None
+
 
 @attrs.frozen
 class CancelRequest:
@@ -189,7 +192,7 @@ def parse_notification(payload: str) -> Notification | None:
         case "limits":
             return LimitChange()
         case "deferred":
-            return Alarm()
+            return Alarm(float(rest) if rest else None)
         case "cancel":
             return _parse_cancel(rest)
         case "schedule":

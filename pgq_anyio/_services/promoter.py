@@ -2,12 +2,17 @@
 
 It sleeps until the next one: its own last look, every heartbeat and a notification tell it when that is. Many workers
 may look at the same moment: rows that one of them moves are skipped by the others.
+
+A look starts behind the last job that was moved here, for the entries of moved jobs stay in the index as long as any
+transaction holds an old snapshot. What is committed late lies in front of that: each notification and each heartbeat
+says from when on to look, and a new connection starts from the beginning.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
@@ -18,11 +23,15 @@ from .._db import retrying
 from .._db.line import Line
 from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
+from .._models import JobId
 from .._store._sql import Store
-from .._store.deferred import promote_due
+from .._store.deferred import START, Place, promote_due
+from .._store.worker import Pulse
 
 #: Jobs per pass.
 BATCH: Final = 1000
+#: What a time may have lost on its way through numbers (in seconds).
+CLOCK_PRECISION: Final = 0.001
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -36,6 +45,16 @@ class Promoter:
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
     #: when the next deferred job is due (event loop's clock)
     _due_at: float = attrs.field(default=-math.inf, init=False)
+    #: behind which job to look
+    _behind: Place = attrs.field(default=START, init=False)
+    #: which of the line's connections made the last look
+    _connection_no: int = attrs.field(default=0, init=False)
+
+    def observe(self, pulse: Pulse) -> None:
+        """Take in the answer to a heartbeat that has just come."""
+        if pulse.next_due is not None:
+            self._step_back(pulse.clock + pulse.next_due)
+            self.alarm(pulse.next_due)
 
     def alarm(self, delay: float | None) -> None:
         """Learn that a deferred job is due in ``delay`` seconds (``None``: there is none)."""
@@ -46,10 +65,22 @@ class Promoter:
             self._due_at = due_at
             self._bell.ring()
 
-    def look(self) -> None:
-        """Look at once: something has been deferred."""
+    def look(self, run_at: float | None = None) -> None:
+        """Look at once: something has been deferred.
+
+        :param run_at: until when (in seconds since 1970, by the database's clock), or ``None`` if that is not known
+        """
+        if run_at is None:
+            self._behind = START
+        else:
+            self._step_back(run_at)
         self._due_at = -math.inf
         self._bell.ring()
+
+    def _step_back(self, run_at: float) -> None:
+        """A job of this time may not have been moved."""
+        if run_at <= self._behind[0].timestamp() + CLOCK_PRECISION:
+            self._behind = (datetime.fromtimestamp(run_at - CLOCK_PRECISION, UTC), JobId(0))
 
     async def wait_due(self) -> None:
         """Wait until a deferred job is due, or may be."""
@@ -72,11 +103,14 @@ async def promote_once(promoter: Promoter) -> int:
     """One pass; how many jobs were moved."""
     promoter.schedule(None)  # an alarm that rings while the statement is under way must not be lost
     conn = await promoter.line.connection()
-    promotion = await promote_due(conn, promoter.store, limit=BATCH)
-    if promotion.moved == BATCH:
-        promoter.look()
-    else:
-        promoter.alarm(promotion.next_due)
+    if promoter.line.opened != promoter._connection_no:
+        # A server that crashed, or another one in its place, may have forgotten what was moved.
+        promoter._connection_no, promoter._behind = promoter.line.opened, START
+    behind = promoter._behind
+    promotion = await promote_due(conn, promoter.store, limit=BATCH, behind=behind)
+    if promotion.last is not None and promoter._behind is behind:  # nobody has asked for an earlier look meanwhile
+        promoter._behind = promotion.last
+    promoter.alarm(0.0 if promotion.moved == BATCH else promotion.next_due)
     if promotion.moved:
         promoter.on_promoted(promotion.entrypoints)
     return promotion.moved

@@ -29,7 +29,7 @@ with input as materialized (
             where w.left_at is null and d.entrypoint = any (case when w.sleeping then w.entrypoints else w.dozing end)
         )
 ), alarmed as (
-    select pg_notify({channel}, 'deferred')
+    select pg_notify({channel}, 'deferred:' || extract(epoch from l.run_at))
     from (select min(run_at) as run_at from later having min(run_at) is not null) l
     where %(always_notify)s::boolean
         or not exists (

@@ -71,7 +71,7 @@ with ended as materialized (
     select clock_timestamp() + make_interval(secs => delay),
         job_id, entrypoint, priority, coalesce(next_attempt, attempt), crashes, created_at, payload
     from gone where action = 'again' and delay > 0
-    returning job_id
+    returning run_at
 ), refunded as (
     -- A job that never started spent no token of its rate.
     insert into {schema}.limiter_refund (entrypoint, tokens)
@@ -81,7 +81,7 @@ with ended as materialized (
     -- 'front': rows may lie left of every claimer's hint.
     select pg_notify({channel}, 'front:' || left(q.entrypoint, 1000)) from (select distinct entrypoint from requeued) q
 ), alarmed as (
-    select pg_notify({channel}, 'deferred') where exists (select from postponed)
+    select pg_notify({channel}, 'deferred:' || extract(epoch from min(p.run_at))) from postponed p having count(*) > 0
 )
 select job_id, action, (select count(*) from woken) + (select count(*) from alarmed) from gone
 
