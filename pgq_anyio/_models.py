@@ -84,7 +84,8 @@ class ScheduleRecord:
     is_orphaned: bool
     #: the latest occurrence that was run or passed over; before the first one, when it was registered
     last_due_at: datetime
-    #: the next occurrence. In the past if nobody has been there to run it; ``None`` while it is paused.
+    #: the next occurrence. In the past if nobody has been there to run it; ``None`` while it is paused,
+    #: unless a run was asked for
     next_due_at: datetime | None
     #: the worker that runs it now, its host and process, the occurrence, and since when; ``None`` while nobody does
     worker_id: int | None

@@ -72,6 +72,13 @@ class ScheduleState:
     paused: bool
     #: when the last run ended
     last_finished_at: datetime | None
+    #: whether an operator has asked for a run, which a pause does not hold back
+    asked_for: bool = False
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether it is paused, and nobody has asked for a run since."""
+        return self.paused and not (self.asked_for and self.given_back_due_at is not None)
 
     @property
     def key(self) -> ScheduleKey:
@@ -259,7 +266,7 @@ class Timetable:
     def _next_look(self, line: _Line, state: ScheduleState, now: datetime) -> datetime:
         if state.key in self._held:
             return NEVER
-        if state.worker_id is None and not state.paused:
+        if state.worker_id is None and not state.is_held_back:
             look_at = next_run(line.cron, state, line.missed, now=now, watched_since=self.watched_since)
             if look_at > now and state.given_back_due_at is None:
                 line.cron.next_fire(look_at)  # what is asked when it is due is known by then

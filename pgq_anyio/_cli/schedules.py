@@ -133,10 +133,10 @@ def run_now(
     schema: Schema = SCHEMA,
     traceback: Traceback = False,
 ) -> None:
-    """Run once, now, whatever its times are."""
+    """Run once, now, whatever its times are and even if it is paused; it stays paused."""
     with open_queries(ctx, dsn, schema) as queries:
         done = queries.run_schedule(name, expression)
-        _tell(queries, name, expression, done, "will run", lambda record: "is paused: resume it first")
+        _tell(queries, name, expression, done, "will run", lambda record: "was registered only now: try again")
 
 
 @app.command("remove")

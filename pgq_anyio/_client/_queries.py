@@ -242,12 +242,13 @@ class Queries:
 
     async def run_schedule(self, name: str, expression: str | None = None) -> list[tuple[str, str]]:
         """Run a schedule now, once, beside its occurrences: its handler is told this moment as ``due_at``.
+        A paused schedule runs once, too, and stays paused.
 
         If it is running, it runs again when that run has ended; if no worker has code for it, as soon as one has.
 
         :param name: the name of the schedule
         :param expression: one of the expressions that are registered under the name. Defaults to all of them.
-        :return: name and expression of those that will run; paused ones will not
+        :return: name and expression of those that will run
         :raises ConfigurationError: if an argument cannot be used
         """
         key = check_schedule(name, expression)

@@ -36,7 +36,7 @@ def set_paused(store: Store, name: str, expression: str | None, *, paused: bool)
 def run_schedules(store: Store, name: str, expression: str | None) -> Steps[list[ScheduleKey]]:
     """Have schedules run now.
 
-    :return: those that will run; not the paused ones
+    :return: those that will run
     """
     return _keys((yield Fetch(store, "run_schedules", {"name": name, "expression": expression})))
 
@@ -56,8 +56,11 @@ def _keys(rows: list[tuple[Any, ...]]) -> list[ScheduleKey]:
 
 
 def _record(row: tuple[Any, ...]) -> ScheduleRecord:
-    name, expression, timezone, registered_at, last_due_at, given_back_due_at, paused, is_orphaned, *rest = row
-    due = None if paused else given_back_due_at or _next_fire(expression, timezone, last_due_at)
+    name, expression, timezone, registered_at, last_due_at, given_back_due_at, paused, asked_for, is_orphaned, *rest = (
+        row
+    )
+    runs_once = asked_for and given_back_due_at is not None
+    due = None if paused and not runs_once else given_back_due_at or _next_fire(expression, timezone, last_due_at)
     return ScheduleRecord(name, expression, timezone, registered_at, paused, is_orphaned, last_due_at, due, *rest)
 
 

@@ -71,8 +71,8 @@ async def fire_schedules(
         worker_id=worker_id,
         claim_no=claim_no,
     )
-    states = [ScheduleState(*row[1:9]) for row in rows if row[1] is not None]
-    return Taken(rows[0][0], states, [(row[1], row[2]) for row in rows if row[1] is not None and row[9]])
+    states = [ScheduleState(*row[1:10]) for row in rows if row[1] is not None]
+    return Taken(rows[0][0], states, [(row[1], row[2]) for row in rows if row[1] is not None and row[10]])
 
 
 async def release_schedules(

@@ -59,9 +59,9 @@ def test_every_command_says_what_it_did(invoke: Invoke, schedules: Fleet) -> Non
     daily, yearly = f"report {DAILY}", f"report {YEARLY}"
     assert (0, f"paused: {daily}\n", "") == call("pause", "report", DAILY)
     assert (0, f"paused: {yearly}\n", f"{daily} is paused already\n") == call("pause", "report")
-    assert (0, "", f"{yearly} is paused: resume it first\n") == call("run", "report", YEARLY)
+    assert (0, f"will run: {yearly}\n", "") == call("run", "report", YEARLY)
     assert (0, f"resumed: {yearly}\n", "") == call("resume", "report", "0  0 1 1 *")
-    assert (0, f"will run: {yearly}\n", f"{daily} is paused: resume it first\n") == call("run", "report")
+    assert (0, f"will run: {yearly}\nwill run: {daily}\n", "") == call("run", "report")
     assert (0, "", f"{yearly} is not paused\n") == call("resume", "report", YEARLY)
     schedules.rows("update {schema}.schedule set worker_id = 1, claim_no = 1 where expression = %s", YEARLY)
     kept = f"{yearly} is running: stop its worker first, or use --force\n"

@@ -79,7 +79,6 @@ def test_pausing_and_resuming(sync_queries: SyncQueries, look: Look) -> None:
     assert [] == sync_queries.pause_schedule("report")
     assert [] == sync_queries.pause_schedule("other")
     assert [(True, None)] * 2 == [(record.paused, record.next_due_at) for record in sync_queries.schedules()]
-    assert [] == sync_queries.run_schedule("report")
     assert [("report", YEARLY), ("report", DAILY)] == sorted(sync_queries.resume_schedule("report"))
     for record in sync_queries.schedules():
         assert record.next_due_at is not None
@@ -138,6 +137,48 @@ async def test_run_now(driver: PsycopgDriver, dsn: str, schema: str) -> None:
             assert "successful" == after.last_status
     assert 2 == len(runs)
     assert (await the(queries)).is_orphaned
+
+
+@pytest.mark.anyio
+async def test_run_now_although_paused(driver: PsycopgDriver, dsn: str, schema: str) -> None:
+    """A pause holds back what the clock brings: what is asked for runs once, and again if its worker stops meanwhile. A
+    pause after the request holds it back, too.
+    """
+    app, queries = PgQueuer(dsn, schema=schema), Queries(driver, schema=schema)
+    runs: list[datetime] = []
+    release = anyio.Event()
+
+    @app.schedule("report", YEARLY)
+    async def report(schedule: Schedule) -> None:
+        runs.append(schedule.due_at)
+        await release.wait()
+
+    async def wait_runs(number: int) -> None:
+        with anyio.fail_after(5):
+            while len(runs) < number:  # noqa: ASYNC110  (a list)
+                await anyio.sleep(0.005)
+
+    async with running_worker(app, shutdown_grace=0):
+        await wait_for(queries, lambda record: not record.is_orphaned)
+        await queries.pause_schedule("report")
+        assert [REPORT] == await queries.run_schedule("report")
+        await wait_runs(1)
+    interrupted = await the(queries)
+    assert (True, runs[0], "given_back") == (interrupted.paused, interrupted.next_due_at, interrupted.last_status)
+    release.set()
+    async with running_worker(app):
+        await wait_runs(2)
+        ended = await wait_for(queries, lambda record: record.last_status == "successful")
+    assert runs[0] == runs[1]
+    assert (True, None) == (ended.paused, ended.next_due_at)
+    await queries.run_schedule("report")
+    await queries.resume_schedule("report")
+    await queries.pause_schedule("report")
+    async with running_worker(app):
+        await wait_for(queries, lambda record: not record.is_orphaned)
+        await queries.run_schedule("report")
+        await wait_runs(3)
+    assert 3 == len(runs), "held back, and then run once"
 
 
 @pytest.mark.anyio

@@ -250,6 +250,14 @@ def test_what_is_paused_is_asked_for_rarely() -> None:
     assert NOON + PAUSED_LOOK == table.next_look()
 
 
+def test_what_is_paused_and_asked_for_is_due() -> None:
+    """Until it has been run; an occurrence that was interrupted before the pause waits for its end."""
+    asked = state(NOON, paused=True, given_back_due_at=NOON, asked_for=True)
+    assert [NOON] == [one.due_at for one in timetable(asked, now=NOON).due(NOON)]
+    for held_back in (attrs.evolve(asked, asked_for=False), attrs.evolve(asked, given_back_due_at=None)):
+        assert [] == timetable(held_back, now=NOON).due(NOON)
+
+
 def test_a_row_that_names_us_for_what_we_do_not_run_is_found() -> None:
     """The answer to the claim was lost on its way."""
     table = timetable(state(NOON), now=NOON)

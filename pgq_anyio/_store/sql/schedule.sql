@@ -22,7 +22,7 @@ where w.worker_id = %(worker_id)s::bigint
 -- name: read_schedules
 -- What the rows say that this worker has code for, and what time the database has.
 select extract(epoch from clock_timestamp())::double precision, s.name, s.expression, s.last_due_at, s.given_back_due_at,
-    s.worker_id, s.claim_no, s.paused, s.last_finished_at
+    s.worker_id, s.claim_no, s.paused, s.last_finished_at, s.asked_for
 from (select 1) one left join (
     {schema}.schedule s
     join unnest(%(names)s::text[], %(expressions)s::text[]) as u (name, expression)
@@ -40,7 +40,7 @@ with taken as materialized (
     select clock_timestamp() as at
 ), locked as materialized (
     select s.name, s.expression, s.last_due_at, s.given_back_due_at, s.worker_id, s.claim_no, s.paused, s.last_finished_at,
-        w.due_at, w.last_due_at as known_due_at, w.given_back_due_at as known_given_back_due_at
+        s.asked_for, w.due_at, w.last_due_at as known_due_at, w.given_back_due_at as known_given_back_due_at
     from {schema}.schedule s join unnest(
         %(names)s::text[], %(expressions)s::text[], %(last_due_ats)s::timestamptz[], %(given_back_due_ats)s::timestamptz[],
         %(due_ats)s::timestamptz[]
@@ -50,7 +50,7 @@ with taken as materialized (
     select l.*,
         -- An occurrence that comes again, or that an operator asked for, is not the latest one: what was missed stays so.
         case when l.given_back_due_at is null then greatest(l.last_due_at, l.due_at) else l.last_due_at end as due_at_now,
-        l.worker_id is null and not l.paused
+        l.worker_id is null and (not l.paused or (l.asked_for and l.given_back_due_at is not null))
         and l.last_due_at = l.known_due_at and l.given_back_due_at is not distinct from l.known_given_back_due_at
         and l.due_at <= (select at from taken)
         and exists (
@@ -68,7 +68,7 @@ select (select extract(epoch from at)::double precision from taken), j.name, j.e
     case when not j.ours then j.given_back_due_at end,
     case when j.ours then %(worker_id)s::bigint else j.worker_id end,
     case when j.ours then %(claim_no)s::bigint else j.claim_no end,
-    j.paused, j.last_finished_at, j.ours
+    j.paused, j.last_finished_at, j.asked_for, j.ours
 from (select 1) one left join judged j on true
 
 -- name: release_schedules
@@ -109,6 +109,7 @@ with served as materialized (
     where w.left_at is null and w.heartbeat_at > clock_timestamp() - make_interval(secs => w.lease)
 )
 select s.name, s.expression, s.timezone, s.registered_at, s.last_due_at, s.given_back_due_at, s.paused,
+    s.asked_for,
     (s.name, s.expression) not in (select name, expression from served),
     s.worker_id, w.name, case when s.worker_id is not null then s.due_at end,
     case when s.worker_id is not null then s.started_at end,
@@ -117,7 +118,8 @@ from {schema}.schedule s left join {schema}.worker w on w.worker_id = s.worker_i
 order by s.name, s.expression
 
 -- name: set_paused
--- What comes due while a schedule is paused is passed over, not missed. Without an expression: all of the name.
+-- What comes due while a schedule is paused is passed over, not missed; and so is a run that was asked for before, until it
+-- is asked for again. Without an expression: all of the name.
 with chosen as materialized (
     select s.name, s.expression from {schema}.schedule s
     where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
@@ -125,7 +127,7 @@ with chosen as materialized (
     order by s.name, s.expression for update
 ), changed as (
     update {schema}.schedule s set
-        paused = %(paused)s::boolean,
+        paused = %(paused)s::boolean, asked_for = s.asked_for and not %(paused)s::boolean,
         last_due_at = case when %(paused)s::boolean then s.last_due_at else greatest(s.last_due_at, clock_timestamp()) end
     from chosen c where s.name = c.name and s.expression = c.expression
     returning s.name, s.expression
@@ -136,14 +138,15 @@ select c.name, c.expression, (select count(*) from woken) from changed c order b
 
 -- name: run_schedules
 -- Run now: as an occurrence that was given back, which comes first whatever came after it; after the present run, if there
--- is one. One that waits to be run again already is enough. Paused ones are passed over: nobody would start them.
+-- is one. One that waits to be run again already is enough. A pause holds back what the clock brings, not what an operator
+-- asks for: paused ones run once, too, and again if that run is interrupted.
 with chosen as materialized (
     select s.name, s.expression from {schema}.schedule s
     where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
-        and not s.paused
     order by s.name, s.expression for update
 ), changed as (
-    update {schema}.schedule s set given_back_due_at = coalesce(s.given_back_due_at, clock_timestamp())
+    update {schema}.schedule s set
+        asked_for = true, given_back_due_at = coalesce(s.given_back_due_at, clock_timestamp())
     from chosen c where s.name = c.name and s.expression = c.expression
     returning s.name, s.expression
 ), woken as (
