@@ -135,7 +135,7 @@ class Term:
         self.dispatch_line = Line(worker.driver, "dispatch", dict(DISPATCH_SETTINGS), cleanup_timeout=0.5)
         self.limited_line = Line(worker.driver, "dispatch limited", dict(LIMITED_SETTINGS), cleanup_timeout=0.5)
         self.maintenance_line = Line(worker.driver, "maintenance")
-        schedule_line = Line(worker.driver, "schedule", dict(SCHEDULE_SETTINGS))
+        schedule_line = Line(worker.driver, "schedule", dict(SCHEDULE_SETTINGS), cleanup_timeout=0.5)
         listen_line = Line(worker.driver, "listen", direct=True, cleanup_timeout=0.0)
         self._lines = (
             self.heartbeat_line,

@@ -31,6 +31,7 @@ from psycopg import OperationalError
 from .._database_clock import DatabaseClock
 from .._db import retrying
 from .._db.line import Line
+from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._lifecycle import GIVEN_BACK, GivenBack, Outcome
 from .._registry import ScheduleEntry
@@ -52,7 +53,7 @@ logger = logging.getLogger("pgq_anyio.scheduler")
 SCHEDULE_SETTINGS: Final = {"synchronous_commit": "on", "plan_cache_mode": "force_generic_plan", "jit": "off"}
 #: How long the start of a worker waits for its schedules to be registered (in seconds): a lock on their table is no
 #: reason not to run jobs.
-PATIENCE: Final = 2.0
+START_PATIENCE: Final = 2.0
 #: The longest sleep without a look at the clocks (in seconds).
 LONGEST_SLEEP: Final = 3600.0
 
@@ -129,16 +130,16 @@ async def run_scheduler(scheduler: Scheduler, *, task_status: TaskStatus[None] =
     if not scheduler.entries:
         task_status.started()
         return
-    register = partial(retrying, partial(register_once, scheduler), what="registering schedules")
+    register = partial(retrying, partial(register_once, scheduler), what="registering schedules", patience=PATIENCE)
     try:
-        with anyio.move_on_after(PATIENCE) as patience:
+        with anyio.move_on_after(START_PATIENCE) as patience:
             await register()
         task_status.started()
         if patience.cancelled_caught:
             await register()
         while True:
             await scheduler.wait_due()
-            await retrying(partial(look_once, scheduler), what="starting scheduled runs")
+            await retrying(partial(look_once, scheduler), what="starting scheduled runs", patience=PATIENCE)
     finally:
         scheduler.line.close()
 

@@ -170,6 +170,28 @@ async def test_a_claim_that_commits_late_is_given_back(scene: Scene, monkeypatch
     assert [NEW_YEAR] == scene.runs
 
 
+async def test_a_read_that_is_never_answered_is_repeated(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection has gone silent: it is given up, and what is due runs."""
+    await scene.execute("update {s}.schedule set last_due_at = clock_timestamp()")
+    silent: list[bool] = []
+    read = statements.read_schedules
+
+    async def read_or_hang(*args: Any, **kwargs: Any) -> Any:
+        if silent and silent.pop():
+            await anyio.sleep_forever()
+        return await read(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "read_schedules", read_or_hang)
+    monkeypatch.setattr(scheduler, "PATIENCE", 0.3)
+    async with running_worker(scene.app):
+        silent.append(True)
+        await scene.execute("update {s}.schedule set given_back_due_at = %s", NEW_YEAR)
+        await scene.execute("select pg_notify('pgq_anyio.' || %s, 'schedule')", scene.app.schema)
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert [] == silent
+    assert [NEW_YEAR] == scene.runs
+
+
 @TIMES
 async def test_a_change_that_could_not_be_read_is_read_again(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, when: str
