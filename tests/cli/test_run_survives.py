@@ -48,3 +48,5 @@ def test_an_error_that_no_retry_can_mend(commands: Commands, fleet: Fleet, loop:
     (said,) = [line for line in worker.output.splitlines() if line.startswith("pgq-anyio: ")]
     assert "does not exist" in said
     assert "TaskGroup" not in said
+    assert "could not say farewell to the database (UndefinedTable: " in worker.output
+    assert "Traceback" not in worker.output
