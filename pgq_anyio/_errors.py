@@ -7,7 +7,15 @@
     ├─ AppLoadError                ``module:attr`` does not lead to a PgQueuer
     ├─ SchemaError                 the schema in the database is missing, old, or newer than this code
     ├─ JobTimeout                  a handler ran longer than its ``timeout``
-    └─ WorkerDied                  recorded for jobs whose worker died ``max_crashes`` times
+    ├─ ProcessDied                 the process of a handler ended before the handler did (``_executors``)
+    ├─ RemoteError                 in place of what a handler raised in its process and cannot be raised here (there)
+    └─ ServerStartError            the embedded server does not start; with the end of its log (``_embedded``)
+
+    psycopg.OperationalError
+    └─ PoolTimeout                 no connection of the driver became free in time (``_db``): errors of this kind pass
+
+``WorkerDied`` is the name under which the failure of a job is recorded whose worker died ``max_crashes`` times; it is
+never raised.
 
 Errors of PostgreSQL pass through as psycopg raises them. What a handler raises to say how its job ends
 (``Retry``, ``Snooze``, ``Cancel``, ``Discard``) is no error and lives in ``_lifecycle``.
