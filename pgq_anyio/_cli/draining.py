@@ -1,6 +1,7 @@
 """The progress bar of ``run --drain`` on a terminal.
 
-The figures come from the database: what is queued of the app's names, and the most that was ever seen.
+The figures come from the database: the jobs of the app's names that have not ended (queued, deferred, running
+anywhere), which are those that a draining worker waits for, and the most that was ever seen.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import psycopg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .._app import PgQueuer
-from .._client import Queries
+from .._store.worker import count_pending
 from .show import make_console
 
 #: How often the database is asked (in seconds).
@@ -41,12 +42,9 @@ async def _follow(app: PgQueuer, bar: Progress, task: TaskID) -> None:
         if worker is None:
             continue
         try:
-            left = await _count_left(Queries(worker.driver, schema=app.schema), set(worker.registry.entrypoints))
+            async with worker.driver.connection() as conn:
+                left = await count_pending(conn, worker.store, list(worker.registry.entrypoints))
         except psycopg.OperationalError:
             continue  # the worker says what there is to say about it
         most = max(most, left)
         bar.update(task, total=most, completed=most - left)
-
-
-async def _count_left(queries: Queries, names: set[str]) -> int:
-    return sum(count for name, count in (await queries.queue_size()).items() if name in names)

@@ -115,3 +115,10 @@ async def has_pending(conn: Connection, store: Store, entrypoints: Sequence[str]
     """Whether any job of these names has not ended."""
     rows = await store.statement("has_pending").fetch(conn, entrypoints=list(entrypoints))
     return bool(rows[0][0])
+
+
+async def count_pending(conn: Connection, store: Store, entrypoints: Sequence[str]) -> int:
+    """How many jobs of these names have not ended."""
+    rows = await store.statement("count_pending").fetch(conn, entrypoints=list(entrypoints))
+    count: int = rows[0][0]
+    return count

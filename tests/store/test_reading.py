@@ -13,7 +13,7 @@ from pgq_anyio._store._sql import Store
 from pgq_anyio._store._steps import run_steps
 from pgq_anyio._store.reading import get_job, job_status, list_jobs, list_workers, queue_size
 from pgq_anyio._store.running import finish_jobs, mark_overdue, settle_jobs
-from pgq_anyio._store.worker import mark_left, rescue_jobs
+from pgq_anyio._store.worker import count_pending, mark_left, rescue_jobs
 from tests.store.scenes import WORKER, add_jobs, add_worker, cancel, claim, rows
 
 pytestmark = pytest.mark.anyio
@@ -150,12 +150,16 @@ async def test_an_overdue_handler_is_told(conn: Connection, store: Store) -> Non
 
 
 async def test_counts_and_workers(conn: Connection, store: Store) -> None:
-    """Only what could start now is counted; workers tell what they serve and hold, and that they have left."""
+    """Only what could start now is counted, or all that has not ended; workers tell what they serve and hold, and that
+    they have left.
+    """
     await add_worker(conn, store, names=("fetch", "other"))
     await add_jobs(conn, store, 3)
     await add_jobs(conn, store, 2, name="other")
     await claim(conn, store, limit=1)
     assert {"fetch": 2, "other": 2} == await run_steps(conn, queue_size(store))
+    await rows(conn, store, "insert into {schema}.deferred (run_at, entrypoint) values (now() + '1 day', 'fetch')")
+    assert [4, 6, 0] == [await count_pending(conn, store, names) for names in (["fetch"], ["fetch", "other"], ["no"])]
     (worker,) = await run_steps(conn, list_workers(store))
     assert (WORKER, "test", ("fetch", "other"), 30.0, 1) == (
         worker.id,

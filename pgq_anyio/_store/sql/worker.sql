@@ -100,7 +100,7 @@ select (select count(*) from gone_worker), array(select job_id from gone), (sele
 -- Take the rows of workers that are gone. The worker row is locked and removed first: a heartbeat that is just committing
 -- makes skip locked pass the worker by, and the beat that the judge saw must still be the one in the row.
 -- Also taken: rows whose worker has no row (a claim that committed late, a zombie's). Crashes are counted for workers that
--- died, not for those that left. Schedules of a worker that left are given back; those of one that died are only released,
+-- died, and for those without a row, since nobody knows whether a handler had begun; not for those that left. Schedules of a worker that left are given back; those of one that died are only released,
 -- for nobody knows how far the run came.
 with judged as materialized (
     select * from unnest(%(worker_ids)s::bigint[], %(beats)s::bigint[]) as j (worker_id, beat)
@@ -180,3 +180,10 @@ select
     exists (select from {schema}.queued q where q.entrypoint = any (%(entrypoints)s::text[]))
     or exists (select from {schema}.deferred d where d.entrypoint = any (%(entrypoints)s::text[]))
     or exists (select from {schema}.running r where r.entrypoint = any (%(entrypoints)s::text[]))
+
+-- name: count_pending
+-- How many those are, for whoever watches.
+select
+    (select count(*) from {schema}.queued q where q.entrypoint = any (%(entrypoints)s::text[]))
+    + (select count(*) from {schema}.deferred d where d.entrypoint = any (%(entrypoints)s::text[]))
+    + (select count(*) from {schema}.running r where r.entrypoint = any (%(entrypoints)s::text[]))
