@@ -6,6 +6,8 @@ the child gets SIGTERM, and SIGKILL after ``cancel_grace``; the job's task lives
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import Any
 
 from .._context import Context
@@ -13,6 +15,8 @@ from .._errors import ConfigurationError
 from .._registry import ExecutorParameters, HandlerKind
 from ._base import AbstractEntrypointExecutor
 from ._process import check_importable
+
+logger = logging.getLogger("pgq_anyio.processes")
 
 
 class ProcessExecutor(AbstractEntrypointExecutor):
@@ -39,4 +43,19 @@ class ProcessExecutor(AbstractEntrypointExecutor):
     async def execute(self, job: Any, context: Context) -> object:
         """Run the handler in a child and wait for its end, whatever is cancelled meanwhile."""
         tools = context.tools
-        return await tools.process_pool.run(self._target, (job,), cancel_grace=tools.cancel_grace)
+        return await tools.process_pool.run(
+            self._target,
+            (job,),
+            cancel_grace=tools.cancel_grace,
+            on_overdue=partial(self._tell_overdue, context, tools.cancel_grace),
+        )
+
+    def _tell_overdue(self, context: Context, grace: float) -> None:
+        what = "a run of the schedule" if context.job is None else f"job {context.job_id} of"
+        logger.warning(
+            "the process of %s %r still runs %g s after SIGTERM (%s): it is killed",
+            what,
+            self.parameters.name,
+            grace,
+            context.cancel_reason,
+        )

@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 import anyio.lowlevel
 import sniffio
 
+from pgq_anyio import Job
+
 PYTHON_CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -166,6 +168,14 @@ def ignore_term(path: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tell(path)
     stay()
+
+
+def ignore_term_of_a_job(job: Job) -> None:
+    ignore_term((job.payload or b"").decode())
+
+
+def write_pid_of_a_job(job: Job) -> None:
+    tell((job.payload or b"").decode())
 
 
 class StopHandlerError(Exception):
