@@ -10,28 +10,81 @@
             await queries.enqueue("fetch", b"https://example.org")
             ...
         await drain(app)                                        # or: run until nothing is left
+
+``temporary_database`` and ``temporary_schema`` give such tests tables of their own. They block, as fixtures may: an
+event loop is not needed yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import anyio
+import psycopg
 from anyio import CancelScope, CapacityLimiter
+from psycopg import sql
 
 from ._app import PgQueuer
 from ._context import Context, ExecutionTools, OuterScopes
+from ._embedded import EmbeddedServer
 from ._errors import first_leaf
 from ._executors import ProcessPool
 from ._models import Job, JobId
 from ._registry import Executor, HandlerKind
 from ._services.runner import call_handler
+from ._store._sql import Store
+from ._store.migrations import migrate_sync
 
-__all__ = ["drain", "run_job", "running_worker"]
+__all__ = ["drain", "run_job", "running_worker", "temporary_database", "temporary_schema"]
+
+#: How long the removal of a temporary schema may wait for a connection that was left open in it (in seconds).
+DROP_PATIENCE = 10.0
+
+
+@contextmanager
+def temporary_database(options: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Run an empty PostgreSQL server for the length of the block, and remove it afterwards.
+
+    It listens on a unix socket only and does not sync to disk. The tables are made by :func:`temporary_schema`. Needs
+    the extra ``embedded``.
+
+    :param options: further settings of the server, such as ``{"max_connections": "200"}``
+    :return: a context manager that gives the DSN
+    :raises ConfigurationError: if the embedded server is not installed, or a setting cannot be used
+    """
+    with EmbeddedServer(ephemeral=True, options=options or {}) as dsn:
+        yield dsn
+
+
+@contextmanager
+def temporary_schema(dsn: str, name: str | None = None) -> Iterator[str]:
+    """Make the tables in a schema of their own, which is removed with all jobs when the block ends.
+
+    :param dsn: any database; nothing outside of the schema is touched
+    :param name: the name of the schema, which must not exist yet. Defaults to a fresh one.
+    :return: a context manager that gives the name, for ``PgQueuer(dsn, schema=name)`` and ``Queries(driver,
+        schema=name)``
+    :raises ConfigurationError: if the name cannot be used
+    :raises psycopg.errors.DuplicateSchema: if there is such a schema
+    :raises psycopg.errors.LockNotAvailable: when the block ends, if a transaction in the schema is still open
+    """
+    schema = Store(name or f"test_{secrets.token_hex(8)}").schema
+    identifier = sql.Identifier(schema)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("create schema {}").format(identifier))
+        try:
+            migrate_sync(connection, schema)
+            yield schema
+        finally:
+            # Not by the connection of before: it may have been lost meanwhile.
+            with psycopg.connect(dsn, autocommit=True) as other:
+                other.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(f"{int(DROP_PATIENCE * 1000)}ms")))
+                other.execute(sql.SQL("drop schema if exists {} cascade").format(identifier))
 
 
 @asynccontextmanager

@@ -48,7 +48,13 @@ NAMES = {
 def test_the_names_are_these() -> None:
     """A name that comes or goes is a decision, with a line in the changelog."""
     assert sorted(NAMES) == pgq_anyio.__all__
-    assert ["drain", "run_job", "running_worker"] == pgq_anyio.testing.__all__
+    assert [
+        "drain",
+        "run_job",
+        "running_worker",
+        "temporary_database",
+        "temporary_schema",
+    ] == pgq_anyio.testing.__all__
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
