@@ -2,7 +2,7 @@
 
 psycopg's protocol is written as generators that say what to wait for; they are private, like the flags of a connection.
 Everything here exists under the same name in psycopg 3.3.4 to 3.3.9, which is why the dependency ends before 3.4. Some
-have to be spelled where they are: the overridden ``_pipeline_nolock`` (``executemany`` calls it) and
+have to be spelled where they are: the overridden ``_pipeline_nolock`` (``executemany`` calls it), ``_deallocate`` and
 ``_check_connection_ok``, a pipeline's ``_exit``, and the attribute ``_conn`` of transactions, pipelines and cursors.
 """
 

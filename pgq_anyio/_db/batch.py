@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg import pq
 
 from . import _private
-from .statement import Statement, error_of, exchange, is_outdated, prepare
+from .statement import Statement, error_of, exchange, forget_outdated, is_outdated, prepare
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -53,7 +53,7 @@ async def _execute(
         if result.status == _FATAL_ERROR:
             error = error_of(conn, result)
             if is_outdated(error):
-                conn.statements.pop(calls[index][0], None)
+                forget_outdated(conn, calls[index][0], error)
                 # Repeating is safe only if nothing is left of the statements before this one.
                 undone = conn.pgconn.transaction_status == _IDLE and not any(
                     earlier.command_status == b"COMMIT" for earlier in results[:index]

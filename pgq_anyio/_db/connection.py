@@ -132,6 +132,12 @@ class Connection(WaitingConnection):
             logger.warning("a connection was closed because it could not be rolled back: %s", error)
             self.abort()
 
+    def _deallocate(self, name: bytes | None) -> PQGen[None]:
+        """Forget our statements too, where psycopg has the server forget all: after a rollback, if it prepared any."""
+        if name is None:
+            self.statements.clear()
+        return super()._deallocate(name)
+
     # -- transactions and pipelines ------------------------------------------------------------------------------------
 
     async def commit(self) -> None:

@@ -90,7 +90,7 @@ class Statement:
                 return prepared, result
             error = error_of(conn, result)
             if is_outdated(error):
-                conn.statements.pop(self, None)
+                forget_outdated(conn, self, error)
                 if conn.pgconn.transaction_status == _IDLE:
                     prepared = await prepare(conn, self)
                     result = await prepared.execute(conn, values)
@@ -249,6 +249,14 @@ def error_of(conn: Connection, result: PGresult) -> errors.Error:
     if isinstance(error, errors.ReadOnlySqlTransaction) and conn.pgconn.parameter_status(b"in_hot_standby") == b"on":
         conn.abort()
     return error
+
+
+def forget_outdated(conn: Connection, statement: Statement, error: errors.Error) -> None:
+    """Have a statement prepared anew. If one of them is gone from the server, they all are."""
+    if isinstance(error, errors.InvalidSqlStatementName):
+        conn.statements.clear()
+    else:
+        conn.statements.pop(statement, None)
 
 
 def is_outdated(error: errors.Error) -> bool:

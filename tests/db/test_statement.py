@@ -149,6 +149,29 @@ async def test_discarded(conn: Connection) -> None:
     assert [(4,)] == await rows(conn, "select count(*) from t")
 
 
+async def test_discarded_together(conn: Connection) -> None:
+    """All that a batch needs is prepared again, not only the first that is missed."""
+    first, second, third = (Statement(f"s{number}", f"select {number}") for number in range(3))
+    expected = [[(0,)], [(1,)], [(2,)]]
+    assert expected == await batch(conn, (first, {}), (second, {}), (third, {}))
+    await conn.execute("deallocate all")
+    assert expected == await batch(conn, (first, {}), (second, {}), (third, {}))
+
+
+async def test_discarded_by_a_rollback(conn: Connection) -> None:
+    """After a rollback psycopg discards all prepared statements, if it has prepared any. Ours still work, also as the
+    first thing in the next transaction, where nothing could be repeated.
+    """
+    conn.prepare_threshold = 0
+    statement = Statement("s", "select %(a)s::int")
+    for number in range(3):
+        async with conn.transaction(force_rollback=True):
+            assert [(number,)] == await statement.fetch(conn, a=number)
+            await conn.execute("select %s", [number])
+    async with conn.transaction():
+        assert [[(7,)], [(8,)]] == await batch(conn, (statement, {"a": 7}), (statement, {"a": 8}))
+
+
 async def test_discarded_in_a_transaction(conn: Connection) -> None:
     """Inside a transaction, which the error has ended, it is raised; the next call works."""
     statement = Statement("s", "select %(a)s::int")
