@@ -22,6 +22,7 @@ import pytest
 from psycopg import sql
 
 from pgq_anyio._embedded import EmbeddedServer
+from tests.profiles import register_profiles
 from tests.servers import installed_server
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 SERVER_OPTIONS = {"max_connections": "200", "fsync": "off"}
 PROMISES = range(1, 50)
 
+register_profiles()
 _numbers = itertools.count(1)
 _proved: set[int] = set()
 
