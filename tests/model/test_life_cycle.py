@@ -211,4 +211,4 @@ def test_any_interleaving_of_two_workers(anyio_backend: str, dsn: str, schema: s
         class Machine(LifeCycle):
             world = opened
 
-        run_state_machine_as_test(Machine, settings=scaled(30, stateful_step_count=40))
+        run_state_machine_as_test(Machine, settings=scaled(20, stateful_step_count=40))

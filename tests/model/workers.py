@@ -104,6 +104,10 @@ class Worker:
             self.new_term()  # the process was killed, and another one takes its place
         if self.limits is None:
             return (self._define if self.id in state.workers else self._register)(data, state)
+        late = [held for held in self.past if self._runs_again(held, state)]
+        if late and not data.draw(st.integers(0, 2)):
+            held = data.draw(st.sampled_from(late))
+            return (Finish((held,)) if data.draw(st.booleans()) else Settle(((held, data.draw(OUTCOMES)),))), _nothing
         return getattr(self, f"_{data.draw(st.sampled_from(WITH_JOBS if self.held else MOVES))}")(data, state)  # type: ignore[no-any-return]
 
     # -- its row ---------------------------------------------------------------------------------------------------
@@ -179,18 +183,17 @@ class Worker:
         limited = [name for name in NAMES if self._is_limited(name)]
         names = data.draw(st.lists(st.sampled_from(limited), min_size=1, unique=True)) if limited else []
         now = data.draw(st.sampled_from([0.0, 0.0, 1.0]))
-        hinted = {}
-        for name in names:
-            hints = self.limited_hints.setdefault(name, Hints((name,)))
-            hinted[name] = None if (self.limits or {})[name].serialized else hints.lanes(now)
+        known = {name: self.limited_hints.setdefault(name, Hints((name,))) for name in names}
+        limits = self.limits or {}
+        hinted = {name: None if limits[name].serialized else hints.lanes(now) for name, hints in known.items()}
         limit, reach = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
         claim = ClaimLimited(self.id, self.fresh(), hinted, limit, reach)
 
         def learn(_: Any) -> None:
             for name, lanes in hinted.items():
-                self.limited_hints[name].learn([one for one in claim.claimed if one[0].entrypoint == name])
+                known[name].learn([one for one in claim.claimed if one[0].entrypoint == name])
                 if lanes is None:
-                    self.limited_hints[name].swept(0.0, 0.0)
+                    known[name].swept(0.0, 0.0)
             self._take(claim)
 
         return claim, learn
@@ -201,6 +204,12 @@ class Worker:
             self.held += held
         else:
             self.past += held  # the lease was lost meanwhile
+
+    @staticmethod
+    def _runs_again(held: Held, state: State) -> bool:
+        """Whether the same worker has claimed the job once more: only the number of the claim tells the two apart."""
+        job = state.jobs[held.job.id]
+        return job.table == "running" and job.worker_id == held.worker_id and job.claim_no != held.claim_no
 
     def _some_held(self, data: DataObject) -> list[Held]:
         """What it believes to hold, and at times what it held once."""
