@@ -1,18 +1,35 @@
-"""Outcomes on their way into the database: the hand-over from jobs and scheduled runs that have ended."""
+"""Outcomes on their way into the database: the hand-over from jobs and scheduled runs that have ended.
+
+An outcome counts for more than one if it is large, as with a long traceback or payload: batches, and what may wait for
+the database, are bounded in memory too. Ten thousand jobs that fail with long errors would take 800 MB otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import anyio
 import attrs
 
 from ._doorbell import Doorbell
-from ._lifecycle import Outcome
+from ._lifecycle import Again, Failed, Outcome
 from ._models import Held
 from ._timetable import HeldSchedule
 
 Ending = tuple[Held | HeldSchedule, Outcome]
+
+#: Bytes of a payload, or characters of an error, that count like one more outcome.
+UNIT: Final = 10_000
+
+
+def weigh(ending: Ending) -> int:
+    """For how many outcomes this one counts."""
+    held, outcome = ending
+    size = len(held.job.payload) if isinstance(held, Held) and held.job.payload else 0
+    if isinstance(outcome, Failed | Again) and outcome.error is not None:
+        size += len(outcome.error.message) + len(outcome.error.traceback or "")
+    return 1 + size // UNIT
 
 
 @attrs.define(eq=False)
@@ -23,6 +40,9 @@ class Endings:
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     _unstored: int = attrs.field(default=0, init=False)
+    #: weights of those that were gathered, and of all that are not stored
+    _gathered_weight: int = attrs.field(default=0, init=False)
+    _weight: int = attrs.field(default=0, init=False)
     _all_stored: anyio.Event | None = attrs.field(default=None, init=False)
 
     @property
@@ -30,9 +50,18 @@ class Endings:
         """How many outcomes are not in the database yet."""
         return self._unstored
 
+    @property
+    def weight(self) -> int:
+        """As ``unstored``, with large ones counted for more."""
+        return self._weight
+
     def put(self, held: Held | HeldSchedule, outcome: Outcome) -> None:
         """Hand over the outcome of what has ended. Never waits, never fails."""
-        self._gathered.append((held, outcome))
+        ending = (held, outcome)
+        weight = weigh(ending)
+        self._gathered.append(ending)
+        self._gathered_weight += weight
+        self._weight += weight
         self._unstored += 1
         self._bell.ring()
 
@@ -42,18 +71,31 @@ class Endings:
         self._bell.ring()
 
     async def take(self, most: int) -> list[Ending]:
-        """Up to ``most`` outcomes, as soon as there are any; an empty list once the queue is closed and empty."""
+        """Up to ``most`` outcomes, fewer if they are large, as soon as there are any; an empty list once the queue is
+        closed and empty.
+        """
         while not self._gathered:
             if self._closed:
                 return []
             await self._bell.wait()
-        batch = self._gathered[:most]
-        del self._gathered[:most]
+        count = weight = 0
+        if self._gathered_weight <= most:
+            count, weight = len(self._gathered), self._gathered_weight
+        else:
+            for ending in self._gathered:
+                more = weigh(ending)
+                if count and weight + more > most:
+                    break
+                count, weight = count + 1, weight + more
+        batch = self._gathered[:count]
+        del self._gathered[:count]
+        self._gathered_weight -= weight
         return batch
 
-    def stored(self, batch: Sequence[object]) -> None:
+    def stored(self, batch: Sequence[Ending]) -> None:
         """Note that a batch has reached the database (or has been refused by it for good)."""
         self._unstored -= len(batch)
+        self._weight -= sum(map(weigh, batch))
         if not self._unstored and self._all_stored is not None:
             self._all_stored.set()
             self._all_stored = None

@@ -62,7 +62,7 @@ class Holdings:
     #: how many handlers may run at once
     max_concurrency: int
     cancel_grace: float
-    #: outcomes that wait for the database
+    #: outcomes that wait for the database, large ones counted for more
     unstored: Callable[[], int]
     #: called when a slot becomes free
     on_room: Callable[[], None]

@@ -150,7 +150,7 @@ class Term:
             worker_id=self.worker_id,
             max_concurrency=settings.max_concurrency,
             cancel_grace=settings.cancel_grace,
-            unstored=lambda: worker.endings.unstored,
+            unstored=lambda: worker.endings.weight,
             on_room=self._on_room,
             on_lost_claim=self._give_back_soon,
             on_cancelled=self._expect_end,
