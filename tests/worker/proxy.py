@@ -217,7 +217,11 @@ def _connect(dsn: str) -> socket.socket:
     host, port = str(where.get("host") or "127.0.0.1"), int(str(where.get("port") or 5432))
     if host.startswith("/"):
         server = socket.socket(socket.AF_UNIX)
-        server.connect(f"{host}/.s.PGSQL.{port}")
+        try:
+            server.connect(f"{host}/.s.PGSQL.{port}")
+        except OSError:
+            server.close()
+            raise
         return server
     return socket.create_connection((host, port))
 
