@@ -10,7 +10,6 @@
 import time
 
 import anyio
-import anyio.from_thread
 
 from pgq_anyio import Context, Job, PgQueuer, ProcessExecutor
 
@@ -18,8 +17,9 @@ app = PgQueuer()
 
 
 @app.entrypoint("download")
-async def download(job: Job, context: Context) -> None:
+async def download(job: Job) -> None:
     # Only the block is cancelled. What comes after it runs, within the worker's --cancel-grace.
+    context = app.get_context(job.id)
     with context.cancellation:
         for part in range(1, 1001):
             print(f"download: part {part}", flush=True)
@@ -41,15 +41,16 @@ async def transaction(job: Job) -> None:
 
 
 @app.entrypoint("resize")
-def resize(job: Job) -> None:
-    # A thread is never abandoned: it has to look. check_cancelled() raises once the job is cancelled.
-    print("resize: in a thread", flush=True)
-    try:
-        for _ in range(1000):
-            time.sleep(0.1)
-            anyio.from_thread.check_cancelled()
-    finally:
-        print("resize: the thread ends", flush=True)
+def resize(job: Job, context: Context) -> None:
+    # A thread is never abandoned: it has to look. (A second parameter gets what app.get_context(job.id) gives.)
+    cancel_scope = context.cancellation
+    for step in range(1000):
+        if cancel_scope.cancel_called:
+            print(f"resize: the thread ends after {step} steps", flush=True)
+            return
+        if step == 0:
+            print("resize: in a thread", flush=True)
+        time.sleep(0.1)
 
 
 def crunch(job: Job) -> None:

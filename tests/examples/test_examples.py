@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgq_anyio import JobStatus, SyncQueries
+from pgq_anyio import JobId, JobStatus, SyncQueries
 from tests.cli.processes import Command, Commands
 from tests.worker.fleet import wait_until
 
@@ -63,6 +67,76 @@ def test_scheduled(commands: Commands, backend: str) -> None:
     worker.wait_said("due at ")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.output
+
+
+@on_both_backends
+def test_create_pgqueuer(commands: Commands, backend: str) -> None:
+    """A function gives the app; a dotted path names it; its schedule runs when it is asked to."""
+    options = ("--dequeue-timeout", "10s", f"--backend={backend}")
+    worker = start(commands, "run", "create_pgqueuer.main", *options)
+    worker.wait_said("ready")
+    assert start(commands, "enqueue", "fetch", "--payload", "hello").wait() == 0
+    worker.wait_said("processed message: b'hello'")
+    assert start(commands, "schedules", "run", "scheduled_every_minute").wait() == 0
+    worker.wait_said("executed every minute: scheduled_every_minute, ")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0, worker.output
+
+
+@on_both_backends
+def test_producer(database: str, backend: str) -> None:
+    """What is for later and what is cancelled is told as such."""
+    done = subprocess.run(
+        [sys.executable, "producer.py", backend],
+        cwd=EXAMPLES,
+        env={**os.environ, "PGQ_ANYIO_DSN": database, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "enqueued 1002 jobs, cancelled 1001\njob 1: cancelled\njob 2: queued\n" == done.stdout
+    with SyncQueries(database) as queries:
+        urgent = queries.get_job(JobId(2))
+    assert urgent is not None
+    assert (b"Job data", 5) == (urgent.payload, urgent.priority)
+
+
+@on_both_backends
+def test_limits(commands: Commands, backend: str) -> None:
+    """At an even pace, no more than four at once, and one by one in order."""
+    with SyncQueries(commands.dsn) as queries:
+        queries.enqueue("send_mail", [None] * 8)
+        queries.enqueue("data_processing", [None] * 8)
+        queries.enqueue("shared_resource", [b"c", b"a", b"b"], [0, 5, 0])
+    worker = start(commands, "run", "limits:app", "--drain", "--dequeue-timeout", "10s", f"--backend={backend}")
+    assert worker.wait() == 0, worker.output
+    lines = [line.split(": ", 1) for line in worker.output.splitlines() if ": " in line]
+    times = [float(said) for name, said in lines if name == "send_mail"]
+    assert 8 == len(times)
+    assert times[-1] - times[0] > 0.6, "eight starts, a tenth of a second between two of them"
+    running = list(accumulate({"begins": 1, "ends": -1}[said] for name, said in lines if name == "data_processing"))
+    assert (16, 4, 0) == (len(running), max(running), running[-1])
+    order = [said for name, said in lines if name == "shared_resource"]
+    assert [f"{job} {what}" for job in "acb" for what in ("begins", "ends")] == order
+
+
+@on_both_backends
+def test_executors(commands: Commands, backend: str) -> None:
+    """The executor of one's own does the work, its error is recorded, and a call that fails twice is made again."""
+    with SyncQueries(commands.dsn) as queries:
+        ids = queries.enqueue("user_notification", [b"email|hello", b"sms|hello", b"pigeon|hello"])
+        ids += queries.enqueue("call_api")
+        worker = start(commands, "run", "executors:app", "--drain", f"--backend={backend}")
+        assert worker.wait() == 0, worker.output
+        for said in ("email from the shop: hello", "sms from the shop: hello", "call_api: answered at call 3"):
+            assert said in worker.output
+        states = queries.job_status(ids)
+        assert ["successful", "successful", "failed", "successful"] == [states[job_id] for job_id in ids]
+        pigeon = queries.get_job(ids[2])
+    assert pigeon is not None
+    assert "user_notification knows no way called 'pigeon'" == pigeon.errors[0].message
 
 
 @pytest.mark.anyio
