@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import anyio
 import pytest
 
-from pgq_anyio import Cancel, ConfigurationError, Job, PgQueuer, RetryWithBackoffEntrypointExecutor
+from pgq_anyio import Cancel, ConfigurationError, Context, Job, PgQueuer, RetryWithBackoffEntrypointExecutor
 from pgq_anyio.testing import run_job
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(30)]
@@ -67,6 +68,37 @@ async def test_pauses_grow_are_capped_and_jittered() -> None:
     pauses = [after - before for before, after in pairwise(times)]
     for pause, nominal in zip(pauses, (0.02, 0.06, 0.1, 0.1, 0.1), strict=True):
         assert nominal / 2 <= pause < nominal + 0.5
+
+
+async def test_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.1 s, twice as long each time, at most 10 s, jittered, and no call later than 5 min after the first.
+
+    By a clock that the pauses move on.
+    """
+    now = 1000.0
+    pauses: list[float] = []
+
+    async def pause(context: Context, delay: float) -> None:
+        nonlocal now
+        now += delay
+        pauses.append(delay)
+
+    app = PgQueuer()
+
+    @app.entrypoint("fetch", executor_factory=partial(RetryWithBackoffEntrypointExecutor, max_attempts=1000))
+    async def fetch(job: Job) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(Context, "pause", pause)
+    with monkeypatch.context() as patch:
+        patch.setattr("pgq_anyio._executors._backoff.anyio", SimpleNamespace(current_time=lambda: now))
+        with pytest.raises(ConnectionError):
+            await run_job(app, "fetch")
+    nominal = [min(10.0, 0.1 * 2**number) for number in range(len(pauses))]
+    shares = [pause / most for pause, most in zip(pauses, nominal, strict=True)]
+    assert 0.5 <= min(shares) < 0.6
+    assert 0.9 < max(shares) <= 1.0
+    assert 300 - 10 < sum(pauses) <= 300
 
 
 async def test_the_total_time_is_bounded() -> None:

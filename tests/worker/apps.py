@@ -14,7 +14,7 @@ import anyio
 import psycopg
 from psycopg import sql
 
-from pgq_anyio import Context, Job, PgQueuer, ProcessExecutor
+from pgq_anyio import Context, Job, PgQueuer, ProcessExecutor, Retry
 
 DSN = os.environ["PGQ_TEST_DSN"]
 SCHEMA = os.environ["PGQ_TEST_SCHEMA"]
@@ -102,6 +102,14 @@ async def stubborn(job: Job) -> None:
 
 
 @app.entrypoint("deadly")
+@app.entrypoint("again")
+async def again(job: Job) -> None:
+    """Ask for a second attempt after the seconds of the payload."""
+    log(job.id, f"attempt {job.attempt}")
+    if job.attempt == 1:
+        raise Retry(float(job.payload or b"0"))
+
+
 @app.entrypoint("killer", max_crashes=2)
 async def killer(job: Job) -> None:
     """End the worker without a word."""
