@@ -79,6 +79,24 @@ async def test_a_claim_walks_the_index_of_lanes(conn: Connection, connect: Conne
 
 
 @pytest.mark.promise(47)
+async def test_what_a_claim_reads_does_not_grow_with_the_queue(
+    conn: Connection, connect: Connect, store: Store
+) -> None:
+    """With a hundred times as many jobs a claim reads hardly more.
+
+    A million would take too long to insert; the index is three levels deep either way.
+    """
+    claimer = await connect()
+    parameters: dict[str, Any] = {**FENCE, "entrypoints": ["fetch"]}
+    read = []
+    for number in (1000, 99_000):
+        await fill(conn, store, number)
+        plan = await plan_of(claimer, store, "claim_sweep", parameters)
+        read.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+    assert read[1] < 2 * read[0]
+
+
+@pytest.mark.promise(47)
 async def test_a_claim_by_its_plan_takes_jobs(conn: Connection, connect: Connect, store: Store) -> None:
     """The connection of the plans above claims what is there, so the plans are those of statements that work."""
     claimer = await connect()
