@@ -13,6 +13,8 @@ from contextlib import ExitStack
 
 import psycopg
 
+from pgq_anyio import SyncQueries
+
 from ._children import MeasurementError
 from ._figure import Bench, Chart, Curves, Results, Table, Verdict, at_least, at_most, median, ratio
 from ._filling import insert_queued, make_tables
@@ -57,8 +59,8 @@ def _run(bench: Bench, workers: int) -> tuple[float, int, list[str]]:
         for child in children:
             child.wait_ready()
         with psycopg.connect(database) as conn:
-            insert_queued(conn, jobs)
-            conn.execute("select pg_notify('pgq_anyio.pgq_anyio', 'queued:noop')")
+            insert_queued(conn, jobs - 1)
+            SyncQueries(conn).enqueue("noop", bytes(100))  # wakes the workers at the commit
         deadline = time.monotonic() + TIMEOUT
         while sum(child.handled for child in children) < jobs:
             for child in children:

@@ -34,12 +34,13 @@ def measure(bench: Bench) -> Results:
     figures: dict[str, list[dict[str, float]]] = {}
     for number in range(1, bench.size["rounds"] + 1):
         for loop in LOOPS:
-            noop = _rate(bench, loop, bench.size["jobs"], 0.0)
+            noop, noop_us = _rate(bench, loop, bench.size["jobs"], 0.0)
             cost = ours(loop).step("sleeps", bench.dsn, times=100, tasks=SLOTS, sleep=SHORT)["cpu_us"]
             bound = 1 / (1 / noop + cost / 1e6)
-            short = _rate(bench, loop, bench.size["jobs"], SHORT)
-            occupied = _rate(bench, loop, bench.size["long"], LONG) / (SLOTS / LONG)
-            found = {"noop": noop, "sleep_us": cost, "bound": bound, "short": short, "occupied": occupied}
+            short, short_us = _rate(bench, loop, bench.size["jobs"], SHORT)
+            occupied = _rate(bench, loop, bench.size["long"], LONG)[0] / (SLOTS / LONG)
+            found = {"noop": noop, "noop_us": noop_us, "sleep_us": cost, "bound": bound}
+            found |= {"short": short, "short_us": short_us, "occupied": occupied}
             figures.setdefault(f"{OURS} {loop}", []).append(found)
             bench.say(
                 f"round {number}: {loop}: no-op {noop:,.0f}, bound {bound:,.0f}, 1 ms {short:,.0f} jobs/s; "
@@ -48,8 +49,8 @@ def measure(bench: Bench) -> Results:
     return {"figures": figures}
 
 
-def _rate(bench: Bench, loop: str, jobs: int, sleep: float) -> float:
-    """Jobs per second, without the first and the last tenth."""
+def _rate(bench: Bench, loop: str, jobs: int, sleep: float) -> tuple[float, float]:
+    """Jobs per second, without the first and the last tenth, and CPU of the worker per job (in microseconds)."""
     every = jobs // MARKS
     with bench_database(bench.dsn) as database:
         make_tables(database)
@@ -57,9 +58,9 @@ def _rate(bench: Bench, loop: str, jobs: int, sleep: float) -> float:
             insert_queued(conn, jobs)
         settle(database)
         contender = ours(loop, max_concurrency=SLOTS, batch_size=SLOTS)
-        marks = contender.step("drain", database, jobs=jobs, every=every, sleep=sleep)["marks"]
-    rate: float = (MARKS - 4) * every / (marks[-3] - marks[1])
-    return rate
+        figures = contender.step("drain", database, jobs=jobs, every=every, sleep=sleep)
+    marks = figures["marks"]
+    return (MARKS - 4) * every / (marks[-3] - marks[1]), figures["cpu_seconds"] / jobs * 1e6
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -81,8 +82,10 @@ def tables(results: Results) -> list[Table]:
     for name, rounds in results["figures"].items():
         middle = {key: median(one[key] for one in rounds) for key in rounds[0]}
         rates = (f"{middle[key]:,.0f}" for key in ("noop", "bound", "short"))
-        rows.append((name, *rates, f"{middle['sleep_us']:.1f}", f"{middle['occupied']:.1%}"))
-    header = ("", "no-op, jobs/s", "bound for 1 ms", "1 ms, jobs/s", "µs a sleep", "50 ms: slots in use")
+        costs = (f"{middle[key]:.1f}" for key in ("noop_us", "sleep_us", "short_us"))
+        rows.append((name, *rates, *costs, f"{middle['occupied']:.1%}"))
+    rated = ("no-op, jobs/s", "bound for 1 ms", "1 ms, jobs/s")
+    header = ("", *rated, "CPU of a no-op, µs", "of a sleep", "of a job of 1 ms", "50 ms: slots in use")
     return [Table("Jobs that wait, 500 at once", header, rows)]
 
 
