@@ -1,7 +1,10 @@
 """Figure 13, second half: whether tables and indexes stay bounded while millions of jobs pass through.
 
 A producer keeps a short queue filled and a worker empties it. The sizes of all tables but the records of finished jobs,
-which are kept as long as retention says, are read once a second, indexes included. Vacuuming is left to PostgreSQL.
+which are kept as long as retention says, are read once a second, indexes included. Vacuuming is left to PostgreSQL,
+whose autovacuum comes once a minute: tables are as large as the jobs of a busy minute make them, and no larger however
+many jobs follow. Minutes differ by how busy the machine is, and so do sizes; what must not happen is growth with the
+number of jobs.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ QUEUED = 20_000
 CHUNK = 5000
 PAYLOAD = b"x" * 100
 TIMEOUT = 60.0
+#: What the second half of the jobs may take more than the first; without a bound it would be twice as much.
+BOUNDED = 1.25
 #: PostgreSQL looks at a table once a minute: with fewer jobs than this nothing has been vacuumed yet.
 ENOUGH = 2_000_000
 SIZES = """
@@ -106,7 +111,7 @@ def judge(results: Results) -> list[Verdict]:
     if totals[-1][0] < ENOUGH:
         second = None
     what = "tables and indexes over the second half of the jobs, against the first"
-    return [at_most(13, what, None if second is None or not first else second / first, 1.1)]
+    return [at_most(13, what, None if second is None or not first else second / first, BOUNDED)]
 
 
 def tables(results: Results) -> list[Table]:
