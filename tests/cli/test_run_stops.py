@@ -99,6 +99,7 @@ def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: lis
     (job,) = fleet.enqueue("sleep")
     wait_until(lambda: started(fleet, job))
     other = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0")
+    time.sleep(2)  # so long it looks again by itself after it fell asleep; from then on only a notification wakes it
     worker.signal(signal.SIGTERM)
     sent_at = time.monotonic()
     wait_until(lambda: {other.popen.pid, worker.popen.pid} == {pid for _, pid in fleet.events(job)}, timeout=2)
