@@ -1,4 +1,4 @@
-"""What ``entrypoint`` refuses, at once and by name: nothing is registered then."""
+"""What ``entrypoint`` and ``schedule`` refuse, at once and by name: nothing is registered then."""
 
 from __future__ import annotations
 
@@ -87,3 +87,36 @@ def test_handlers_that_nobody_could_call() -> None:
     with pytest.raises(ConfigurationError, match="takes a context"):
         app.entrypoint("fetch", executor_factory=ProcessExecutor)(context)
     assert {} == app._registry.entrypoints
+
+
+@pytest.mark.promise(41)
+def test_a_schedule_that_is_taken() -> None:
+    """Name and expression, however the fields are spaced; another expression of the name, or another name, is free."""
+    app = PgQueuer("")
+
+    async def report(schedule: Any) -> None: ...
+
+    app.schedule("report", "*/5 * * * *")(report)
+    with pytest.raises(RuntimeError, match=r"'report' is registered with '\*/5 \* \* \* \*' already"):
+        app.schedule("report", "*/5  *  * * *", timezone="Europe/Berlin")(report)
+    app.schedule("report", "@hourly")(report)
+    app.schedule("report too", "*/5 * * * *")(report)
+    assert ["UTC"] * 3 == [entry.cron.timezone for entry in app._registry.schedules.values()]
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"expression": "61 * * * *"}, "61"),
+        ({"expression": "* * * *"}, "4 fields"),
+        ({"timezone": "Europe/Nowhere"}, "Europe/Nowhere"),
+        ({"missed": "never"}, "missed must be"),
+    ],
+)
+def test_schedules_that_could_never_run(options: dict[str, str], told: str) -> None:
+    """The message names what is wrong, and nothing is registered."""
+    app = PgQueuer("")
+    with pytest.raises(ConfigurationError, match=told):
+        app.schedule("report", **{"expression": "* * * * *", **options})(handler)  # type: ignore[arg-type]
+    assert {} == app._registry.schedules
