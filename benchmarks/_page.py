@@ -79,11 +79,15 @@ def render(records: Sequence[Record]) -> str:
 
 def _goals(records: Sequence[Record]) -> str:
     answers = {True: "yes", False: "**no**", None: "not judged"}
-    verdicts = sorted((v for record in records for v in record.verdicts()), key=lambda verdict: verdict.number)
-    rows = [(str(v.number), v.what, v.goal, v.measured, answers[v.met]) for v in verdicts]
+    verdicts = [(one, record.full) for record in records for one in record.verdicts()]
+    verdicts.sort(key=lambda pair: pair[0].number)
+    rows = [
+        (str(one.number), one.what, one.goal, one.measured, answers[one.met if full else None])
+        for one, full in verdicts
+    ]
     small = [record.name for record in records if not record.full]
     which = "all figures" if len(small) == len(records) else ", ".join(small)
-    note = f"\nMeasured in a small size, for a first look: {which}.\n" if small else ""
+    note = f"\nMeasured in a small size, for a first look, and therefore not judged: {which}.\n" if small else ""
     return f"## Goals\n\n{_table(('', 'figure', 'goal', 'measured', 'met'), rows)}{note}"
 
 

@@ -27,7 +27,7 @@ class Record:
     measured_at: str
     seconds: float
     size: dict[str, int]
-    #: whether it was measured in its full size, as the goals want it
+    #: whether it is large enough to be judged
     full: bool
     #: versions and settings of everything involved
     facts: dict[str, str]
@@ -98,12 +98,17 @@ def _measure(name: str, dsn: str, facts: dict[str, str], *, quick: bool, sizes: 
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - started, 1),
         size=size,
-        full=size == figure.FULL,
+        full=is_full(size, figure.FULL),
         facts=facts,
         peers=bench.versions,
         missing=bench.missing,
         results=results,
     )
+
+
+def is_full(size: Mapping[str, int], full: Mapping[str, int]) -> bool:
+    """Whether a measurement was large enough to be judged: three rounds are, where more are asked for."""
+    return all(size[name] >= (min(number, 3) if name == "rounds" else number) for name, number in full.items())
 
 
 def print_goals(place: Path, names: Sequence[str] = ()) -> int:

@@ -31,6 +31,8 @@ CONTENDERS = tuple(ours(loop) for loop in LOOPS)
 PEERS = (pgqueuer(100), graphile_worker())
 #: A worker looks again a few times before it trusts that there is nothing (in seconds).
 FALLING_ASLEEP = 5.0
+#: CPU time is counted in hundredths of a second: in less time than this nothing can be said about 0.3 % (in seconds).
+ENOUGH = 30
 STATEMENT = re.compile(rb"LOG:  (?:statement|execute [^:]*): ")
 #: Our defaults, a third of the lease of 30 s (less its jitter of a tenth) and the poll interval (in seconds).
 HEARTBEAT, POLL = 9.0, 30.0
@@ -84,7 +86,7 @@ def judge(results: Results) -> list[Verdict]:
     verdicts = []
     for loop in LOOPS:
         figures = results["idle"].get(f"{OURS} {loop}", {})
-        used = figures["worker"] + figures["server"] if figures else None
+        used = figures["worker"] + figures["server"] if figures and results["seconds"] >= ENOUGH else None
         verdicts.append(at_most(12, f"idle, worker and server, {loop}", used, 0.3, unit="% of a core"))
     allowed = float(int(results["seconds"] / HEARTBEAT) + 1 + int(results["seconds"] / POLL) + 1)
     asked = max((figures["asked"] for name, figures in results["idle"].items() if name.startswith(OURS)), default=None)

@@ -7,12 +7,12 @@ from typing import Any
 import attrs
 import pytest
 
-from benchmarks import drain
+from benchmarks import drain, wal
 from benchmarks._children import MeasurementError
 from benchmarks._figure import Bench, Verdict, at_least, at_most
 from benchmarks._figures import FIGURES
 from benchmarks._page import FILES, PAGE, chart_name, render
-from benchmarks._run import Record, read_records
+from benchmarks._run import Record, is_full, read_records
 from benchmarks.contenders._contender import graphile_worker, ours
 
 
@@ -68,6 +68,21 @@ def test_a_missing_peer_is_reported_and_the_others_are_measured(capsys: pytest.C
     assert "graphile-worker: no figures: there is no node on this machine" in capsys.readouterr().out
     record = Record("wal", "2026-01-01", 1.0, {}, True, {}, {}, bench.missing, {"wal_bytes": {}})
     assert "Missing: graphile-worker: there is no node on this machine" in render([record])
+
+
+def test_small_sizes_are_not_judged_on_the_page() -> None:
+    """Three rounds are enough where five are asked for, but everything else counts."""
+    full = {"jobs": 200_000, "rounds": 5}
+    assert [True, True, False, False] == [
+        is_full({"jobs": jobs, "rounds": rounds}, full)
+        for jobs, rounds in ((200_000, 5), (300_000, 3), (200_000, 2), (199_999, 5))
+    ]
+    results = {"wal_bytes": {"pgq_anyio uvloop": {wal.WITHIN: [1000.0], wal.BETWEEN: [1300.0]}}}
+    large = Record("wal", "2026-01-01", 1.0, {}, True, {}, {}, {}, results)
+    assert "| 1,000 bytes | yes |" in render([large])
+    small = render([attrs.evolve(large, full=False)])
+    assert "| 1,000 bytes | not judged |" in small
+    assert "not judged: all figures" in small
 
 
 @pytest.mark.parametrize("name", FIGURES)
