@@ -44,11 +44,11 @@ def test_a_snapshot_is_held_and_autovacuum_storms(server_dsn: str, empty_schema:
                 server_dsn,
                 number=12,
                 title="a snapshot is held while autovacuum storms",
-                bound=5,
+                bound=10,
             ) as scene,
             psycopg.connect(server.dsn) as holder,
         ):
-            scene.start_many(2)
+            scene.start_many(2, lease=10)
             registered = scene.fleet.rows("select worker_id from {schema}.worker order by 1")
             holder.execute("set transaction isolation level repeatable read")
             holder.execute("select count(*) from pg_class")
