@@ -172,8 +172,10 @@ async def test_run_now_although_paused(driver: PsycopgDriver, dsn: str, schema: 
     assert runs[0] == runs[1]
     assert (True, None) == (ended.paused, ended.next_due_at)
     await queries.run_schedule("report")
+    assert (await the(queries)).next_due_at is not None
     await queries.resume_schedule("report")
     await queries.pause_schedule("report")
+    assert (await the(queries)).next_due_at is None
     async with running_worker(app):
         await wait_for(queries, lambda record: not record.is_orphaned)
         await queries.run_schedule("report")
