@@ -36,10 +36,10 @@ def open_the_scene(replicas: Replicas, server_dsn: str, empty_schema: str) -> It
     """Makes a scene on the replicas."""
     with ExitStack() as stack:
 
-        def make(title: str) -> Scene:
+        def make(title: str, allowed: str = ALLOWED) -> Scene:
             replicas.primary.migrate(empty_schema)
             scene = stack.enter_context(
-                open_scene(replicas.dsn, empty_schema, server_dsn, number=6, title=title, bound=BOUND, allowed=ALLOWED)
+                open_scene(replicas.dsn, empty_schema, server_dsn, number=6, title=title, bound=BOUND, allowed=allowed)
             )
             stack.callback(scene.fleet.reconnect)
             return scene
@@ -89,7 +89,10 @@ def test_with_asynchronous_replication_only_what_was_not_sent_is_lost(
     end, also those that had ended without the standby's knowledge: they run again.
     """
     jobs, late = form(short=300, long=3000), 40
-    scene = open_the_scene("failover to an asynchronous standby, without what it had not received")
+    scene = open_the_scene(
+        "failover to an asynchronous standby, without what it had not received",
+        "what the standby had not heard of is done again",
+    )
     replicas.build_standby(synchronous=False)
     scene.start_many(2)
     scene.load(jobs, payload=b"0.02")
