@@ -40,8 +40,9 @@ class Endings:
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
     _closed: bool = attrs.field(default=False, init=False)
     _unstored: int = attrs.field(default=0, init=False)
-    #: weights of those that were gathered, and of all that are not stored
+    #: weights of those that were gathered, of the batch that was taken, and of all that are not stored
     _gathered_weight: int = attrs.field(default=0, init=False)
+    _taken_weight: int = attrs.field(default=0, init=False)
     _weight: int = attrs.field(default=0, init=False)
     _all_stored: anyio.Event | None = attrs.field(default=None, init=False)
 
@@ -90,12 +91,13 @@ class Endings:
         batch = self._gathered[:count]
         del self._gathered[:count]
         self._gathered_weight -= weight
+        self._taken_weight = weight
         return batch
 
     def stored(self, batch: Sequence[Ending]) -> None:
-        """Note that a batch has reached the database (or has been refused by it for good)."""
+        """Note that the batch that was taken has reached the database (or has been refused by it for good)."""
         self._unstored -= len(batch)
-        self._weight -= sum(map(weigh, batch))
+        self._weight -= self._taken_weight
         if not self._unstored and self._all_stored is not None:
             self._all_stored.set()
             self._all_stored = None
