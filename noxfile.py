@@ -154,6 +154,14 @@ def package(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def model(session: nox.Session) -> None:
+    """Try many more interleavings and rounds at random than the tests do: about twenty minutes."""
+    prepare(session, "test", extras="embedded,uvloop")
+    chosen = session.posargs or ["tests/model", "tests/peer_bugs"]
+    session.run("python", "-m", "pytest", "--hypothesis-profile=long", *chosen)
+
+
+@nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run the examples as their readers would; the test suite has them too."""
     prepare(session, "test", extras="embedded,uvloop")
