@@ -169,6 +169,13 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def figures(session: nox.Session) -> None:
+    """Hold the times that the promises name exactly: on a machine that does nothing else."""
+    prepare(session, "test", extras="embedded,uvloop")
+    session.run("python", "-m", "pytest", "--figures", "-m", "figures", *session.posargs)
+
+
+@nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md."""
     prepare(session, "test", extras="embedded,uvloop")

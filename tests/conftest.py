@@ -112,7 +112,16 @@ def run_in_thread(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgres-bin", type=Path, help="directory of the PostgreSQL binaries to test against")
+    parser.addoption(
+        "--figures", action="store_true", help="hold times exactly, on a machine that does nothing else meanwhile"
+    )
     parser.addoption("--promises", action="store_true", help="print the promises that no passed test proves")
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> bool:
+    """Whether figures are to be held exactly; else a test may be content with what shows that the mechanism works."""
+    return bool(request.config.getoption("--figures"))
 
 
 def pytest_configure() -> None:

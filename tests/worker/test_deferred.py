@@ -26,9 +26,12 @@ async def server_time(driver: PsycopgDriver) -> datetime:
 
 
 @pytest.mark.promise(9)
-async def test_never_early_and_soon_after(app: PgQueuer, queries: Queries, driver: PsycopgDriver) -> None:
-    """By 2 s, and by more and less, on an idle worker with a poll interval of 30 s. Lateness is a median: the machine
-    of the tests is shared.
+@pytest.mark.figures
+async def test_never_early_and_soon_after(
+    app: PgQueuer, queries: Queries, driver: PsycopgDriver, figures: bool
+) -> None:
+    """By 2 s, and by more and less, on an idle worker with a poll interval of 30 s: within 100 ms after its time, or
+    half of them on a busy machine.
     """
     started: dict[JobId, datetime] = {}
     due: dict[JobId, datetime] = {}
@@ -47,7 +50,7 @@ async def test_never_early_and_soon_after(app: PgQueuer, queries: Queries, drive
                 await anyio.sleep(0.01)
     lateness = [(started[job_id] - due[job_id]).total_seconds() for job_id in due]
     assert min(lateness) >= 0
-    assert statistics.median(lateness) < 0.1
+    assert (max(lateness) if figures else statistics.median(lateness)) < 0.1
 
 
 @pytest.mark.promise(9)
@@ -78,10 +81,14 @@ async def test_due_order_is_kept_and_priority_decides_among_due_jobs(
 
 
 @pytest.mark.promise(10)
+@pytest.mark.figures
 async def test_deferred_jobs_of_higher_priority_do_not_slow_a_due_one(
-    app: PgQueuer, queries: Queries, driver: PsycopgDriver, schema: str
+    app: PgQueuer, queries: Queries, driver: PsycopgDriver, schema: str, figures: bool
 ) -> None:
-    """100,000 of them wait in a table of their own: the claim of a job that is due, or becomes due, never sees them."""
+    """100,000 of them wait in a table of their own: the claim of a job that is due, or becomes due, never sees them.
+
+    What is read is counted in ``tests/store/test_deferred.py``; on a busy machine half a second is the bound here.
+    """
     started: dict[JobId, datetime] = {}
 
     @app.entrypoint("fetch")
@@ -102,7 +109,7 @@ async def test_deferred_jobs_of_higher_priority_do_not_slow_a_due_one(
                 await anyio.sleep(0.01)
     lateness = [(started[one] - asked_at).total_seconds() - delay for one, delay in zip(ids, delays, strict=True)]
     assert min(lateness) >= 0
-    assert statistics.median(lateness) < 0.1
+    assert max(lateness) < 0.1 if figures else statistics.median(lateness) < 0.5
 
 
 @pytest.mark.promise(10)

@@ -97,9 +97,10 @@ LISTENER = "select pid from pg_stat_activity where application_name = 'pgq_anyio
 
 
 @pytest.mark.promise(6)
-async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, producer: Producer) -> None:
-    """Of 200, a tenth within 10 ms, half within 100 ms, even on a machine that has ten other things to do: nothing
-    but the notification starts a job so early.
+@pytest.mark.figures
+async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, producer: Producer, figures: bool) -> None:
+    """Of 200, half within 2 ms, and 99 % within 10 ms. On a machine that has ten other things to do, a tenth within
+    10 ms and half within 100 ms: nothing but the notification starts a job so early.
     """
     async with running_worker(make_app(dsn, schema, producer)):
         await producer.wait_for(ASLEEP)
@@ -109,6 +110,8 @@ async def test_a_job_starts_at_once_on_an_idle_worker(dsn: str, schema: str, pro
             delays.append(await producer.delay(within=5))
             await anyio.sleep(0.01)  # it is idle again
     delays.sort()
+    if figures:
+        assert (statistics.median(delays) < 0.002, delays[197] < 0.01) == (True, True), delays[90:110] + delays[190:]
     assert delays[20] < 0.01
     assert statistics.median(delays) < 0.1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -108,9 +109,12 @@ async def test_priority_first_then_first_in_first_out_across_names(app: PgQueuer
 
 
 @pytest.mark.promise(5)
-async def test_a_higher_priority_overtakes_a_backlog(app: PgQueuer, queries: Queries) -> None:
-    """Under a saturating backlog a new higher-priority job starts within 250 ms."""
-    started = anyio.Event()
+@pytest.mark.figures
+async def test_a_higher_priority_overtakes_a_backlog(app: PgQueuer, queries: Queries, figures: bool) -> None:
+    """Under a saturating backlog, of its own name and of another, a new job of a higher priority starts within 250 ms;
+    of five at least three on a busy machine.
+    """
+    started: dict[JobId, float] = {}
 
     @app.entrypoint("bulk")
     async def bulk(job: Job) -> None:
@@ -118,18 +122,23 @@ async def test_a_higher_priority_overtakes_a_backlog(app: PgQueuer, queries: Que
 
     @app.entrypoint("urgent")
     async def urgent(job: Job) -> None:
-        started.set()
+        started[job.id] = anyio.current_time()
+        await anyio.sleep(0.005)
 
-    await queries.enqueue(["bulk"] * 5_000, None)
-    async with running_worker(app, max_concurrency=10, batch_size=10, shutdown_grace=0):
+    await queries.enqueue(["bulk", "urgent"] * 10_000, None)
+    delays = []
+    async with running_worker(app, max_concurrency=10, shutdown_grace=0):
         with anyio.fail_after(20):
-            while (await queries.queue_size()).get("bulk", 0) > 4_900:
-                await anyio.lowlevel.checkpoint()
-        asked_at = anyio.current_time()
-        await queries.enqueue("urgent", priority=7)
-        with anyio.fail_after(5):
-            await started.wait()
-        assert anyio.current_time() - asked_at < 0.25
+            while not started:  # noqa: ASYNC110  (handlers fill it)
+                await anyio.sleep(0.01)
+            for priority in range(1, 6):
+                asked_at = anyio.current_time()
+                (job_id,) = await queries.enqueue("urgent", priority=priority)
+                while job_id not in started:  # noqa: ASYNC110  (as above)
+                    await anyio.sleep(0.005)
+                delays.append(started[job_id] - asked_at)
+        assert sum((await queries.queue_size()).values()) > 1_000
+    assert (max(delays) if figures else statistics.median(delays)) < 0.25
 
 
 @pytest.mark.promise(16)
