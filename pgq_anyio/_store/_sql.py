@@ -31,13 +31,17 @@ class Store:
     _statements: dict[str, Statement] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     @schema.validator
-    def _check_schema(self, _: object, schema: str) -> None:
+    def _check_schema(self, _: object, schema: object) -> None:
         longest = _MAX_IDENTIFIER - len(_CHANNEL_PREFIX)
-        if not schema or "\x00" in schema:
+        if not isinstance(schema, str) or not schema or "\x00" in schema:
             raise ConfigurationError(f"the schema must be a name, not {schema!r}")
         if "$" in schema:  # it could end the dollar-quoted bodies of functions
             raise ConfigurationError(f"the schema name {schema!r} has a dollar sign, which is not supported")
-        if len(schema.encode("utf-8", "replace")) > longest:
+        try:
+            size = len(schema.encode())
+        except UnicodeEncodeError:
+            raise ConfigurationError(f"the schema name {schema!r} is not valid Unicode") from None
+        if size > longest:
             raise ConfigurationError(f"the schema name {schema!r} is longer than {longest} bytes")
 
     @property
