@@ -157,7 +157,7 @@ def package(session: nox.Session) -> None:
 def model(session: nox.Session) -> None:
     """Try many more interleavings and rounds at random than the tests do: about twenty minutes."""
     prepare(session, "test", extras="embedded,uvloop")
-    chosen = session.posargs or ["tests/model", "tests/peer_bugs"]
+    chosen = session.posargs or ["tests/model", "tests/peer_bugs", "tests/fuzz"]
     session.run("python", "-m", "pytest", "--hypothesis-profile=long", *chosen)
 
 
