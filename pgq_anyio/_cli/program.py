@@ -15,6 +15,9 @@ from .messages import explain
 from .options import Invocation, invocation_of
 from .show import version
 
+#: The command line cannot be read: ``UsageError``, which newer versions of typer have a copy of instead of click's.
+_Unreadable: type[Exception] = typer.BadParameter.__mro__[1]
+
 
 class _Program(TyperGroup):
     """Tells errors of all commands in one way."""
@@ -23,7 +26,7 @@ class _Program(TyperGroup):
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+        except (typer.Exit, typer.Abort, _Unreadable, BrokenPipeError):
             raise
         except Exception as error:  # noqa: BLE001  (told below, whatever it is)
             invocation = invocation_of(ctx)

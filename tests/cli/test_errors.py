@@ -9,7 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
+from typer.testing import CliRunner
 
+from pgq_anyio._cli.program import app
 from tests.cli.processes import Commands
 
 APP = "tests.cli.apps:empty"
@@ -114,3 +116,15 @@ def test_embedded_by_default(commands: Commands, tmp_path: Path, backend: str) -
     assert "hello b'world'" in said
     code, said = run(commands, "x", "jobs", "list", "--json", **home)
     assert (0, "successful") == (code, json.loads(said)["status"])
+
+
+@pytest.mark.promise(39)
+@pytest.mark.parametrize(
+    "arguments", [["bogus"], ["jobs", "bogus"], ["enqueue", "fetch", "--bogus"], ["migrate", "bogus"]]
+)
+def test_unknown_commands_and_options(arguments: list[str]) -> None:
+    """They are named, without a traceback."""
+    result = CliRunner().invoke(app, arguments, prog_name="pgq-anyio")
+    assert 2 == result.exit_code
+    assert "bogus" in result.stderr
+    assert "Traceback" not in result.stderr
