@@ -37,6 +37,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.promise(9, 42)
 @pytest.mark.parametrize("way", WAYS)
 def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Path, way: str) -> None:
     """Nobody loses a lease, no run is repeated, deferred jobs and schedules keep to the database's time."""

@@ -30,6 +30,7 @@ def replace(scene: Scene, worker: WorkerProcess, backend: str, **options: Any) -
     return successor
 
 
+@pytest.mark.promise(17, 35)
 def test_workers_are_replaced_one_after_the_other(make_scene: SceneMaker) -> None:
     """Jobs that do not end within the grace are given back and run elsewhere; none comes to its end twice."""
     rounds = form(short=1, long=20)
@@ -49,6 +50,7 @@ def test_workers_are_replaced_one_after_the_other(make_scene: SceneMaker) -> Non
     assert [(1, 0)] == scene.fleet.rows("select distinct attempt, crashes from {schema}.finished")
 
 
+@pytest.mark.promise(4)
 def test_two_versions_work_side_by_side(make_scene: SceneMaker) -> None:
     """What both serve is run by both, what one serves by that one only; without it such jobs wait."""
     times = form(short=1, long=10)

@@ -7,6 +7,8 @@ import signal
 import threading
 from functools import partial
 
+import pytest
+
 from tests.faults.conftest import SceneMaker
 from tests.faults.job_log import JobLog
 from tests.faults.rows import form
@@ -17,6 +19,7 @@ from tests.worker.fleet import wait_until
 SHARES = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 2.0)
 
 
+@pytest.mark.promise(14)
 def test_workers_are_frozen_around_their_lease(make_scene: SceneMaker) -> None:
     """SIGSTOP, and SIGCONT later: others go on, and the one that comes back works with them again."""
     times, jobs = form(short=3, long=70), form(short=600, long=12_000)

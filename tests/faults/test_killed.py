@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import signal
 
+import pytest
+
 from tests.faults.conftest import SceneMaker
 from tests.faults.rows import form
 from tests.faults.scene import BACKENDS, LEASE
@@ -13,6 +15,7 @@ from tests.faults.scene import BACKENDS, LEASE
 RECOVERIES = 4
 
 
+@pytest.mark.promise(12, 15, 18)
 def test_workers_are_killed_at_random(make_scene: SceneMaker) -> None:
     """Each is replaced at once. Every job ends, and those of the dead run on others once the lease is over."""
     times, jobs = form(short=4, long=100), form(short=1000, long=20_000)

@@ -75,6 +75,7 @@ def end(proxy: Proxy) -> None:
     random.choice([proxy.resume, proxy.forget])()
 
 
+@pytest.mark.promise(14, 15)
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_the_network_is_in_trouble(make_scene: SceneMaker, proxies: list[Proxy], kind: str) -> None:
     """One of two workers behind a network is hit each time, a third one has its own way. Without a lost lease no run is

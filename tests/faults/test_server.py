@@ -39,6 +39,7 @@ def bring_down(server: OwnServer, way: str) -> None:
         server.stop("fast" if way == "fast" else "immediate")
 
 
+@pytest.mark.promise(15)
 @ALL_WAYS
 def test_the_server_goes_away_under_load(make_own_scene: SceneMaker, own_server: OwnServer, way: str) -> None:
     """Workers and producers go on by themselves. A restart costs nothing; a crash may undo the claims of the last
@@ -66,6 +67,7 @@ def test_the_server_goes_away_under_load(make_own_scene: SceneMaker, own_server:
     assert row.doubled + row.interrupted <= (0 if way == "fast" else times * 3 * SLOTS)
 
 
+@pytest.mark.promise(45)
 @ALL_WAYS
 def test_the_server_goes_away_during_migrations(own_server: OwnServer, empty_schema: str, way: str) -> None:
     """Each migration is applied whole or not at all, and the next ``migrate`` does the rest."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
+
 from tests.faults.conftest import SceneMaker
 from tests.faults.producer import producing
 from tests.faults.rows import form
@@ -31,6 +33,7 @@ def terminate(scene: Scene, role: str) -> int:
     return number
 
 
+@pytest.mark.promise(13, 15, 18)
 def test_connections_are_terminated_by_role(make_own_scene: SceneMaker) -> None:
     """Nobody loses a lease and no run is repeated: what was under way is sent again, or given back unstarted."""
     rounds = form(short=1, long=30)
