@@ -14,9 +14,8 @@ from pgq_anyio import PsycopgDriver, Queries
 from tests.faults.app import MIX
 from tests.faults.scene import Scene
 
-#: Jobs per call, and the pause between two calls (in seconds).
+#: Jobs per call, all kinds of them.
 BATCH = 10
-PAUSE = 0.03
 
 
 @attrs.define(eq=False)
@@ -27,6 +26,8 @@ class Producer:
     backend: str
     #: lasts for each job, as bytes
     payload: bytes
+    #: between two calls (in seconds)
+    pause: float
     #: calls that ended in an error of the connection: whether they enqueued anything is not known
     failed: int = 0
     _ended: threading.Event = attrs.field(factory=threading.Event, init=False)
@@ -50,13 +51,13 @@ class Producer:
                     self.scene.uncertain += BATCH
                 else:
                     self.scene.ids += ids
-                await anyio.sleep(PAUSE)
+                await anyio.sleep(self.pause)
 
 
 @contextmanager
-def producing(scene: Scene, backend: str, *, payload: bytes = b"0.05") -> Iterator[Producer]:
+def producing(scene: Scene, backend: str, *, payload: bytes = b"0.05", pause: float = 0.03) -> Iterator[Producer]:
     """A producer for the length of a block."""
-    producer = Producer(scene, backend, payload)
+    producer = Producer(scene, backend, payload, pause)
     thread = threading.Thread(target=producer.run)
     thread.start()
     try:

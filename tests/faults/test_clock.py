@@ -57,7 +57,7 @@ def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Pat
             scene.hit()
             clock.set(offset)
             deferred += scene.fleet.rows(
-                "select {schema}.enqueue('work', execute_after => %s), clock_timestamp()", LATER
+                "select {schema}.enqueue('work', priority => 500, execute_after => %s), clock_timestamp()", LATER
             )
             threading.Event().wait(STAY)  # how long the clock stands there
             scene.recover()

@@ -37,7 +37,7 @@ def test_workers_are_replaced_one_after_the_other(make_scene: SceneMaker) -> Non
     options: dict[str, Any] = {"shutdown_grace": 0.1}
     scene = make_scene(11, "four workers are replaced, one after the other", bound=LEASE)
     workers = scene.start_many(4, lease=LEASE, **options)
-    with producing(scene, "trio", payload=b"0.3"):
+    with producing(scene, "trio", payload=b"0.3", pause=0.2):  # no more than the limited ones bear
         for done in range(rounds):
             for index, worker in enumerate(workers):
                 scene.wait_ended(scene.ended() + 2 * SLOTS)

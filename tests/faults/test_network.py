@@ -43,7 +43,9 @@ TROUBLES = {
     "closed for the server": Trouble("the worker's side of all connections closes", 2, 30),
     # One heartbeat is lost in it, and the next is in time. Outcomes are sent again when patience ends.
     "silent": Trouble("packets vanish for a tenth of the lease", 2, 20, lasts=0.8, bound=PATIENCE + 5),
-    "gone": Trouble("packets vanish for longer than the lease", 2, 20, lease=2.0, lasts=3.0, is_lost=True),
+    "gone": Trouble(
+        "packets vanish for longer than the lease", 2, 20, lease=2.0, lasts=3.0, bound=PATIENCE + 5, is_lost=True
+    ),
 }
 
 
