@@ -15,6 +15,7 @@ import math
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -95,7 +96,8 @@ class Cancellation:
     __slots__ = ("_called", "_caught", "_context", "_loop_thread", "_open", "_token", "entered", "seen")
 
     def __init__(self, context: Context) -> None:
-        self._context = context
+        # Weak, or each job would be part of a cycle, and its payload stay in memory until cycles are looked for.
+        self._context = weakref.ref(context)
         self._loop_thread = threading.get_ident()
         self._token: EventLoopToken | None = None
         self._open: dict[int, list[CancelScope]] = {}
@@ -109,10 +111,15 @@ class Cancellation:
     @property
     def cancel_called(self) -> bool:
         """Whether this job is being cancelled, for whatever reason. Safe to read in any thread."""
-        called = self._called or self._context.cancel_reason is not None or self._thread_cancelled()
+        called = self._called or self._reason is not None or self._thread_cancelled()
         if called:
             self.seen = True
         return called
+
+    @property
+    def _reason(self) -> CancelReason | None:
+        context = self._context()
+        return None if context is None else context.cancel_reason
 
     @property
     def cancelled_caught(self) -> bool:
@@ -146,7 +153,7 @@ class Cancellation:
         scope = CancelScope()
         self._open.setdefault(anyio.get_current_task().id, []).append(scope)
         scope.__enter__()
-        if self._called or self._context.cancel_reason is CancelReason.USER:
+        if self._called or self._reason is CancelReason.USER:
             scope.cancel()
         return self
 
@@ -178,7 +185,7 @@ class Cancellation:
         return False
 
 
-@attrs.define(eq=False, slots=True, weakref_slot=False, kw_only=True)
+@attrs.define(eq=False, slots=True, kw_only=True)
 class Context:
     """What a handler can know of its own run."""
 

@@ -81,7 +81,7 @@ def test_errors_with_a_lot_to_say(fleet: Fleet) -> None:
 
 def test_large_payloads(fleet: Fleet) -> None:
     """Identical bytes arrive, one after the other, and are not kept."""
-    jobs = form(short=3, long=40)
+    jobs = form(short=6, long=40)
     for backend in BACKENDS:
         worker = fleet.start(backend, program=PROGRAM, max_concurrency=1)
         for _ in range(jobs):
