@@ -180,6 +180,7 @@ class Term:
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
             on_idle=self.drain.bell.ring,
+            leaving=self._leaving,
         )
         self._limited_shield = ClaimShield(patience)
         self.limited = LimitedClaimer(
@@ -193,6 +194,7 @@ class Term:
             start_jobs=partial(self._start_jobs, is_limited=True),
             on_names=self._share_names,
             on_idle=self.drain.bell.ring,
+            leaving=self._leaving,
             room=Doorbell(),
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
@@ -368,6 +370,9 @@ class Term:
         self.claimer.shield.hurry()
         self._limited_shield.hurry()
         self._schedule_shield.hurry()
+
+    def _leaving(self) -> bool:
+        return self.worker.stop.requested
 
     def _on_room(self) -> None:
         self.claimer.room.ring()

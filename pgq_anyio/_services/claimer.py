@@ -1,15 +1,13 @@
 """Brings in work: one claimer per worker, in batches as large as there is room.
 
 A claim is a commit point: from the server's commit to the start of the jobs the stretch is shielded, or rows would be
-held
-by a worker that does not know them. The shield ends soon after the worker is told to stop (``ClaimShield.hurry``); a
-claim that is lost all the same is remembered by its number and given back.
+held by a worker that does not know them. The shield ends soon after the worker is told to stop
+(``ClaimShield.hurry``); a claim that is lost all the same is remembered by its number and given back.
 
 While there is work nobody notifies anybody. A claimer that finds nothing marks its worker as sleeping, looks again
 after 10 ms, 50 ms, 250 ms and 1 s (an enqueue that did not see the mark may have been under way), and then trusts
-notifications,
-with the poll interval as fallback. The mark stays while the worker wakes for single jobs, and is taken off only after a
-second without idling, so that its row is no hot row.
+notifications, with the poll interval as fallback. The mark stays while the worker wakes for single jobs, and is taken
+off only after a second without idling, so that its row is no hot row.
 """
 
 from __future__ import annotations
@@ -112,6 +110,8 @@ class Claimer:
     poll_interval: float
     #: called when the claimer finds nothing to do
     on_idle: Callable[[], None]
+    #: whether the worker is to stop: true before the cancellation of this task arrives
+    leaving: Callable[[], bool]
     #: rows looked at per row wanted
     reach: int = attrs.field(default=1, init=False)
     #: whether the worker row says that enqueuers should notify us
@@ -130,6 +130,8 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
     while True:
         # A claim is shielded: without this, a cancelled claimer would claim what is given back, again and again.
         await checkpoint_if_cancelled()
+        if claimer.leaving():
+            await anyio.sleep_forever()
         if not claimer.hints.entrypoints:
             claimer.on_idle()
             await claimer.bell.wait()

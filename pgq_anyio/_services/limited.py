@@ -25,6 +25,7 @@ import anyio
 import attrs
 from anyio import CancelScope
 from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint_if_cancelled
 from psycopg import OperationalError
 
 from .._db import retrying
@@ -79,6 +80,8 @@ class LimitedClaimer:
     on_names: Callable[[], None]
     #: called when nothing is to be done
     on_idle: Callable[[], None]
+    #: whether the worker is to stop: true before the cancellation of this task arrives
+    leaving: Callable[[], bool]
     #: rung when a slot of the worker becomes free
     room: Doorbell
     batch_size: int
@@ -177,6 +180,10 @@ async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] 
     """Claim until cancelled."""
     task_status.started()
     while True:
+        # As in the other claimer: a claim is shielded, and may be answered without any wait.
+        await checkpoint_if_cancelled()
+        if claimer.leaving():
+            await anyio.sleep_forever()
         if claimer.outdated:
             await retrying(partial(refresh_once, claimer), what="reading the limits", patience=PATIENCE)
         elif not (due := claimer.due()):
