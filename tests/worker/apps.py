@@ -101,7 +101,6 @@ async def stubborn(job: Job) -> None:
     log(job.id, "end")
 
 
-@app.entrypoint("deadly")
 @app.entrypoint("again")
 async def again(job: Job) -> None:
     """Ask for a second attempt after the seconds of the payload."""
@@ -110,6 +109,7 @@ async def again(job: Job) -> None:
         raise Retry(float(job.payload or b"0"))
 
 
+@app.entrypoint("deadly")
 @app.entrypoint("killer", max_crashes=2)
 async def killer(job: Job) -> None:
     """End the worker without a word."""
