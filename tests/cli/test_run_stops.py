@@ -70,7 +70,8 @@ def test_a_cancel_reaches_jobs_that_are_waited_for(commands: Commands, fleet: Fl
 
 
 @pytest.mark.promise(35)
-def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+@pytest.mark.figures
+def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str], figures: bool) -> None:
     """After the grace the job is cancelled; another worker starts it within 2 s, as the same attempt, and first."""
     worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=1")
     (job,) = fleet.enqueue("sleep")
@@ -80,7 +81,7 @@ def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str])
     worker.wait_said("stopping; running jobs may end")
     (late,) = fleet.enqueue("sleep", b"0")
     assert worker.wait() == 0
-    assert 1.0 < time.monotonic() - sent_at < 2.0
+    assert 1.0 < time.monotonic() - sent_at < (2.0 if figures else 4.0)
     assert ["start", "cancelled"] == [event for event, _ in fleet.events(job)]
     order = fleet.rows("select job_id, attempt from {schema}.queued order by seq")
     assert [job, late] == [job_id for job_id, _ in order]
