@@ -47,7 +47,8 @@ nox.options.sessions = [
     "docs",
     "package",
     *(f"postgres-{major}" for major in POSTGRES),
-    *(f"tests-{version}" for version in OTHERS),
+    # An installed PostgreSQL is served by the newest Python: with one, both are tested in one run.
+    *(f"tests-{version}" for version in (OTHERS[:-1] if POSTGRES else OTHERS)),
     "coverage",  # the tests on the oldest Python
 ]
 
@@ -87,11 +88,10 @@ def run_tests(session: nox.Session) -> None:
 
 
 def run_tests_on_postgres(session: nox.Session) -> None:
-    """The tests that need a database, against an installed PostgreSQL."""
+    """The whole test suite, against an installed PostgreSQL."""
     major = int(session.name.rpartition("-")[2])
     prepare(session, "test", extras="embedded,uvloop")
-    ignored = ("--ignore=tests/values", "--ignore=tests/embedded", "--ignore=tests/benchmarks")
-    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *ignored, *PARALLEL, *session.posargs)
+    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *PARALLEL, *session.posargs)
 
 
 for _version, _python in PYTHONS.items():
