@@ -9,7 +9,7 @@ import psycopg
 import typer
 from typer.core import TyperGroup
 
-from . import demo, jobs, operate, produce, run, schedules, schema
+from . import demo, grants, jobs, operate, produce, run, schedules, schema
 from .backends import python_version
 from .messages import explain
 from .options import Invocation, invocation_of
@@ -71,6 +71,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(schedules.app, name="schedules")
 app.command("migrate")(schema.migrate)
 app.command("uninstall")(schema.uninstall)
+app.command("grants")(grants.grants)
 app.command("demo")(demo.demo)
 
 

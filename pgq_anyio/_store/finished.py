@@ -1,10 +1,11 @@
 """The table ``finished``: one partition a day, made ahead and dropped when it is old.
 
-- A day is made beside the table and attached, because ``create table … partition of`` locks out everybody else. To
-  attach it, PostgreSQL locks and reads the default partition; that one is empty unless no worker ran for a week.
+- Days are made and dropped by functions in the database, which have the rights of the tables' owner: the role of the
+  workers needs none of them. To attach a day, PostgreSQL locks and reads the default partition; that one is empty
+  unless no worker ran for a week.
 - A day that the default partition already holds a part of is left to it: PostgreSQL refuses it a partition.
 - Dropping a day locks out everybody for a moment. Whoever waits for such a lock stalls all that come after it, for as
-  long as a dump or a report runs, so both give up after ``LOCK_TIMEOUT`` and are tried again with the next pass.
+  long as a dump or a report runs, so the functions give up after 50 ms and are called again with the next pass.
 - What is to go before its day is old is deleted, by ranges of blocks: no index on the time of every success is worth
   its upkeep. A day that nothing can be added to, and nothing has to be deleted from, is not read again.
 - All workers do this at the same time without harm: an advisory lock makes one wait for the other (but no longer than
@@ -18,7 +19,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
 import attrs
-from psycopg import errors, sql
+from psycopg import errors
 
 from .._db import Connection
 from .._retention import Retention
@@ -26,20 +27,12 @@ from ._sql import Store
 
 logger = logging.getLogger("pgq_anyio.store")
 
-#: How long a change of the partitions may wait for its locks (in milliseconds).
-LOCK_TIMEOUT: Final = 50
 #: Rows that are deleted in one transaction.
 PRUNE_BATCH: Final = 5000
 #: Blocks that are read in one transaction.
 SWEEP_BLOCKS: Final = 256
 
-_SET_LOCK_TIMEOUT: Final = sql.SQL("set local lock_timeout = {}").format(sql.Literal(f"{LOCK_TIMEOUT}ms"))
-_LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('pgq_anyio days ' || {schema_name}, 0))"
-_MAKE: Final = "create table {day} (like {finished} including all)"
-_ATTACH: Final = "alter table {finished} attach partition {day} for values from ({starts_at}) to ({ends_at})"
-_DROP: Final = "drop table {day}"
-
-#: Somebody else has made it, or a record of that day has just gone to the default partition.
+#: Somebody else makes it, or a record of that day has just gone to the default partition.
 _TAKEN: Final = (errors.DuplicateTable, errors.InvalidObjectDefinition, errors.CheckViolation)
 
 
@@ -89,10 +82,7 @@ async def prune_finished(conn: Connection, store: Store, *, retention: Retention
         if name >= _partition(first_kept):
             break
         try:
-            async with conn.transaction():
-                await _change(conn, _SET_LOCK_TIMEOUT)
-                await _change(conn, sql.SQL(_DROP).format(day=sql.Identifier(store.schema, name)))
-            removed += 1
+            removed += (await store.statement("drop_day").fetch(conn, day=_day(name)))[0][0]
         except errors.UndefinedTable:
             logger.debug("the partition %s is dropped by another worker", name)
         except errors.LockNotAvailable:
@@ -132,7 +122,7 @@ async def sweep_finished(conn: Connection, store: Store, *, retention: Retention
 
 
 async def _sweep_day(conn: Connection, store: Store, name: str, retention: Retention) -> int:
-    starts_at = datetime.strptime(name.removeprefix("finished_"), "%Y%m%d").replace(tzinfo=UTC)
+    starts_at = datetime.combine(_day(name), time(), UTC)
     rows = await store.statement("count_blocks").fetch(conn, name=name)
     removed = 0
     for first in range(0, rows[0][0], SWEEP_BLOCKS):
@@ -151,39 +141,15 @@ def _times(retention: Retention) -> dict[str, float]:
     return attrs.asdict(retention)
 
 
-async def _make_day(conn: Connection, store: Store, day: date) -> int:
-    """Make one partition; 0 if its day belongs to the default partition."""
+async def _make_day(conn: Connection, store: Store, day: date) -> bool:
+    """Make one partition; whether it was made, for its day may belong to the default partition, or be there."""
     starts_at = datetime.combine(day, time(), UTC)
     ends_at = starts_at + timedelta(days=1)
-    day_name = sql.Identifier(store.schema, _partition(day))
-    names: dict[str, sql.Composable] = {
-        "day": day_name,
-        "finished": sql.Identifier(store.schema, "finished"),
-        "starts_at": sql.Literal(starts_at.isoformat()),
-        "ends_at": sql.Literal(ends_at.isoformat()),
-    }
     rows = await store.statement("is_in_default").fetch(conn, starts_at=starts_at, ends_at=ends_at)
     if rows[0][0]:
-        return 0
-    async with conn.transaction():
-        await _change(conn, _SET_LOCK_TIMEOUT)
-        await _change(conn, sql.SQL(_LOCK).format(schema_name=sql.Literal(store.schema)))
-        if await _exists(conn, day_name):
-            return 0
-        await _change(conn, sql.SQL(_MAKE).format(**names))
-        await _change(conn, sql.SQL(_ATTACH).format(**names))
-    return 1
-
-
-async def _change(conn: Connection, command: sql.Composed) -> None:
-    """Run a command without preparing it: once psycopg has prepared one, it answers DDL with DEALLOCATE ALL."""
-    await conn.execute(command, prepare=False)
-
-
-async def _exists(conn: Connection, day: sql.Identifier) -> bool:
-    query = sql.SQL("select to_regclass({}) is not null").format(sql.Literal(day.as_string(None)))
-    cursor = await conn.execute(query, prepare=False)
-    return (await cursor.fetchall())[0][0] is True
+        return False
+    made: bool = (await store.statement("make_day").fetch(conn, day=day))[0][0]
+    return made
 
 
 async def _prune_rows(conn: Connection, store: Store, statement: str, **times: float) -> int:
@@ -199,3 +165,8 @@ async def _prune_rows(conn: Connection, store: Store, statement: str, **times: f
 def _partition(day: date) -> str:
     """The name of the partition of a day; names are in the order of their days."""
     return f"finished_{day:%Y%m%d}"
+
+
+def _day(partition: str) -> date:
+    """The day that a partition is for."""
+    return datetime.strptime(partition.removeprefix("finished_"), "%Y%m%d").replace(tzinfo=UTC).date()

@@ -26,7 +26,7 @@ from pgq_anyio._store.migrations import (
     uninstall_sync,
 )
 
-NAMES = ["000_migration", "001_tables", "002_enqueue", "003_days", "004_operating", "006_run_now"]
+NAMES = ["000_migration", "001_tables", "002_enqueue", "003_days", "004_operating", "005_day_functions", "006_run_now"]
 HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;--"
 
 

@@ -20,6 +20,12 @@ select exists (
     where f.finished_at >= %(starts_at)s::timestamptz and f.finished_at < %(ends_at)s::timestamptz
 )
 
+-- name: make_day
+select {schema}.make_finished_day(%(day)s::date)
+
+-- name: drop_day
+select {schema}.drop_finished_day(%(day)s::date)
+
 -- name: prune_default
 -- In batches: a long transaction would keep all other tables from being vacuumed.
 with old as materialized (
