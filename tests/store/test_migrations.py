@@ -27,7 +27,7 @@ from pgq_anyio._store.migrations import (
 )
 
 NAMES = ["000_migration", "001_tables", "002_enqueue", "003_days", "004_operating", "005_day_functions", "006_run_now"]
-HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;--"
+HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--"
 
 
 @pytest.fixture

@@ -92,8 +92,8 @@ def check_schema_sync(conn: psycopg.Connection[Any], store: Store) -> None:
 def migration_sql(schema: str) -> str:
     """All migrations as a script for ``psql`` and a database that has none of them."""
     store = Store(schema)
-    name = store.bind("{schema_name}")
-    parts = [f"-- The tables of pgq_anyio in the schema {name}.\n\\set ON_ERROR_STOP on\nbegin;\n"]
+    # No name in the comment: a line break in it would end it.
+    parts = ["-- The tables of pgq_anyio.\n\\set ON_ERROR_STOP on\nbegin;\n"]
     parts.append(store.bind("create schema if not exists {schema};\n"))
     for migration, text in migrations().items():
         parts.append(f"\n-- {migration}\n{store.bind(text)}")
