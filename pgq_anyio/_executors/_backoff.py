@@ -72,7 +72,8 @@ class RetryWithBackoffEntrypointExecutor(AbstractEntrypointExecutor):
                 if attempt >= self._max_attempts or anyio.current_time() + delay > give_up_at:
                     error.add_note(f"the handler was called {attempt} times")
                     raise
-                await context.pause(delay)
+                # Cancelled in the pause, the job is cancelled: this error was that of a call which was to be repeated.
+                await context.pause(delay)  # noqa: ASYNC120
                 # A cooperative handler has the grace to end by itself, and no further call to do so.
                 if context.cancel_reason is not None:
                     raise
