@@ -23,7 +23,8 @@ def run(database: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=EXAMPLES,
-        env={**os.environ, "PGQ_ANYIO_DSN": database, "PYTHONDONTWRITEBYTECODE": "1"},
+        # What processes print is to come in the order in which they print it, as on a terminal.
+        env={**os.environ, "PGQ_ANYIO_DSN": database, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"},
         capture_output=True,
         text=True,
         timeout=50,
