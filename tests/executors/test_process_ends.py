@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psutil
@@ -267,7 +270,28 @@ async def test_closing_when_cancelled(tmp_path: Path) -> None:
     assert before == children()
 
 
-async def test_random_cancels_leak_nothing(tmp_path: Path) -> None:
+@contextmanager
+def old_asyncio_heard_out(backend: str) -> Iterator[None]:
+    """Before CPython 3.11.4, asyncio reported the broken pipe to a killed process as an error unheard."""
+    if backend != "asyncio" or sys.version_info >= (3, 11, 4):
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    assert handler is not None, "the runner of the tests collects such errors"
+
+    def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), BrokenPipeError):
+            handler(loop, context)
+
+    loop.set_exception_handler(hear)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(handler)
+
+
+async def test_random_cancels_leak_nothing(tmp_path: Path, anyio_backend_name: str) -> None:
     """Cancelled at any moment, calls leave no process, descriptor or thread, and lose no place in the pool."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -288,12 +312,12 @@ async def test_random_cancels_leak_nothing(tmp_path: Path) -> None:
             assert 1 == await pool.run(H + "echo", (1,)), seed
 
     before = children()
-    with anyio.fail_after(50):
+    with anyio.fail_after(50), old_asyncio_heard_out(anyio_backend_name):
         await rounds()
         gc.collect()
         descriptors, threads = myself.num_fds(), threading.active_count()
         await rounds()
-    gc.collect()
+        gc.collect()
     assert before == children(), seed
     await wait_until(lambda: myself.num_fds() <= descriptors)
     # AnyIO and trio keep idle worker threads for a while.
