@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,14 @@ from tests.cli.processes import Commands
 from tests.worker.fleet import Fleet, wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+Within = Callable[[float], float]
+
+
+@pytest.fixture
+def within(figures: bool) -> Within:
+    """The bound that is promised, with --figures; on a busy machine the end of a process alone may take a second."""
+    return lambda promised: promised if figures else promised + 3.0
 
 
 def started(fleet: Fleet, job_id: int) -> bool:
@@ -26,13 +35,14 @@ def leftovers(fleet: Fleet) -> int:
 
 @pytest.mark.promise(17, 34)
 @pytest.mark.parametrize("number", SIGNALS)
-def test_idle(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals) -> None:
+@pytest.mark.figures
+def test_idle(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals, within: Within) -> None:
     """An idle worker ends within a second of a signal, with 0, and nothing of it stays in the database."""
     worker = commands.start_worker(fleet.schema, *loop)
     sent_at = time.monotonic()
     worker.signal(number)
     assert worker.wait() == 0
-    assert time.monotonic() - sent_at < 1.0
+    assert time.monotonic() - sent_at < within(1.0)
     assert leftovers(fleet) == 0
 
 
@@ -71,7 +81,7 @@ def test_a_cancel_reaches_jobs_that_are_waited_for(commands: Commands, fleet: Fl
 
 @pytest.mark.promise(35)
 @pytest.mark.figures
-def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str], figures: bool) -> None:
+def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
     """After the grace the job is cancelled; another worker starts it within 2 s, as the same attempt, and first."""
     worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=1")
     (job,) = fleet.enqueue("sleep")
@@ -81,7 +91,7 @@ def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str],
     worker.wait_said("stopping; running jobs may end")
     (late,) = fleet.enqueue("sleep", b"0")
     assert worker.wait() == 0
-    assert 1.0 < time.monotonic() - sent_at < (2.0 if figures else 4.0)
+    assert 1.0 < time.monotonic() - sent_at < within(2.0)
     assert ["start", "cancelled"] == [event for event, _ in fleet.events(job)]
     order = fleet.rows("select job_id, attempt from {schema}.queued order by seq")
     assert [job, late] == [job_id for job_id, _ in order]
@@ -94,7 +104,8 @@ def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str],
 
 
 @pytest.mark.promise(35)
-def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+@pytest.mark.figures
+def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
     """A job that is given back starts within 2 s on a worker that was idle all the time."""
     worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0")
     (job,) = fleet.enqueue("sleep")
@@ -104,12 +115,13 @@ def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: lis
     worker.signal(signal.SIGTERM)
     sent_at = time.monotonic()
     wait_until(lambda: {other.popen.pid, worker.popen.pid} == {pid for _, pid in fleet.events(job)}, timeout=2)
-    assert time.monotonic() - sent_at < 2.0
+    assert time.monotonic() - sent_at < within(2.0)
     assert worker.wait() == 0
 
 
 @pytest.mark.promise(35)
-def test_a_stubborn_handler_is_left_behind(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+@pytest.mark.figures
+def test_a_stubborn_handler_is_left_behind(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
     """A handler that ignores its cancellation is left behind within both graces and a second, with exit code 1.
 
     The job and where it was is named, and another worker runs it.
@@ -120,7 +132,7 @@ def test_a_stubborn_handler_is_left_behind(commands: Commands, fleet: Fleet, loo
     sent_at = time.monotonic()
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 1
-    assert time.monotonic() - sent_at < 2.0
+    assert time.monotonic() - sent_at < within(2.0)
     assert f"job {job} of 'stubborn' still runs and is left behind" in worker.output
     assert "await anyio.sleep(float(job.payload" in worker.output
     commands.start_worker(fleet.schema, *loop)
@@ -128,7 +140,8 @@ def test_a_stubborn_handler_is_left_behind(commands: Commands, fleet: Fleet, loo
 
 
 @pytest.mark.promise(35)
-def test_second_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+@pytest.mark.figures
+def test_second_signal(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
     """A second signal skips the grace: the job is cancelled at once, and the exit code is still 0."""
     worker = commands.start_worker(fleet.schema, *loop)
     (job,) = fleet.enqueue("sleep")
@@ -138,14 +151,15 @@ def test_second_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> Non
     sent_at = time.monotonic()
     worker.signal(signal.SIGINT)
     assert worker.wait() == 0
-    assert time.monotonic() - sent_at < 1.0
+    assert time.monotonic() - sent_at < within(1.0)
     assert "SIGINT again" in worker.output
     assert ["start", "cancelled"] == [event for event, _ in fleet.events(job)]
     assert leftovers(fleet) == 0
 
 
 @pytest.mark.promise(35)
-def test_third_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+@pytest.mark.figures
+def test_third_signal(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
     """A third signal does not even wait for the grace of the cancellation."""
     worker = commands.start_worker(fleet.schema, *loop, "--cancel-grace=60")
     (job,) = fleet.enqueue("stubborn")
@@ -155,7 +169,7 @@ def test_third_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None
         worker.wait_said(said)
     sent_at = time.monotonic()
     assert worker.wait() == 1
-    assert time.monotonic() - sent_at < 1.5
+    assert time.monotonic() - sent_at < within(1.5)
 
 
 @pytest.mark.promise(34)
