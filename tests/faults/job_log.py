@@ -90,6 +90,14 @@ class JobLog:
         query = "select pid from {} where entrypoint = 'hold' group by run, pid having count(*) = 1"
         return [row[0] for row in self._execute(query)]
 
+    def starters(self) -> list[int]:
+        """The processes of the runs that have started within the last 50 ms and go on."""
+        query = (
+            "select pid from {} where job_id is not null group by run, pid"
+            " having count(*) = 1 and min(at) > clock_timestamp() - interval '50 ms'"
+        )
+        return [row[0] for row in self._execute(query)]
+
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:

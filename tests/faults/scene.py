@@ -119,6 +119,10 @@ class Scene:
         """Wait until so many jobs have ended."""
         wait_until(lambda: self.ended() >= number, timeout=timeout, pause=0.1, what=f"{number} jobs have ended")
 
+    def wait_busy(self, worker: WorkerProcess) -> None:
+        """Wait until a worker has just started a job, so that a fault that comes now finds it running."""
+        wait_until(lambda: worker.pid in self.log.starters(), timeout=PATIENCE, pause=0.01, what="a job has started")
+
     # -- faults --------------------------------------------------------------------------------------------------------
 
     def hit(self, *workers: WorkerProcess) -> None:

@@ -41,6 +41,7 @@ def test_workers_are_replaced_one_after_the_other(make_scene: SceneMaker) -> Non
         for done in range(rounds):
             for index, worker in enumerate(workers):
                 scene.wait_ended(scene.ended() + 2 * SLOTS)
+                scene.wait_busy(worker)
                 workers[index] = replace(scene, worker, BACKENDS[(done + index) % 2], **options)
             scene.hit()
             scene.recover()
