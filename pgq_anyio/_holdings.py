@@ -193,14 +193,28 @@ class Holdings:
         """Jobs whose handler has not ended."""
         return list(self._running.values())
 
-    def request_cancel(self, job_id: JobId, claim_no: int) -> None:
-        """Deliver a cancel request from the database. Repeats and requests for others' jobs do nothing."""
+    def can_cancel(self, job_id: JobId, claim_no: int) -> bool:
+        """Whether this is a job that a cancel request may interrupt, or may become one."""
         run = self._runs.get((job_id, claim_no))
         if run is None:
-            if claim_no in self._in_flight:
-                self._early.add((job_id, claim_no))
-        elif not run.ended and run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace):
-            self.on_cancelled(run)
+            return claim_no in self._in_flight and (job_id, claim_no) not in self._early
+        return not run.ended
+
+    def request_cancel(self, job_id: JobId, claim_no: int) -> bool:
+        """Deliver a cancel request from the database. Repeats and requests for others' jobs do nothing.
+
+        :return: whether it did anything
+        """
+        if not self.can_cancel(job_id, claim_no):
+            return False
+        run = self._runs.get((job_id, claim_no))
+        if run is None:
+            self._early.add((job_id, claim_no))
+            return True
+        if not run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace):
+            return False
+        self.on_cancelled(run)
+        return True
 
     # -- reconcile -------------------------------------------------------------------------------------------------
 

@@ -418,8 +418,7 @@ class Term:
             case ScheduleChange():
                 self.scheduler.look()
             case CancelRequest(worker_id, jobs) if worker_id == self.worker_id:
-                for job_id, claim_no in jobs:
-                    self.holdings.request_cancel(job_id, claim_no)
+                self.heart.look_soon(jobs)
             case _:
                 pass
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pgq_anyio.db")
 
+NotifyHandler = Callable[[pq.PGnotify], None]
+
 _IDLE: Final = pq.TransactionStatus.IDLE
 
 
@@ -62,6 +64,7 @@ class Connection(WaitingConnection):
         self.statement_suffix = secrets.token_hex(4)
         self._notifications: deque[psycopg.Notify] = deque()
         self.add_notify_handler(self._notifications.append)
+        pgconn.notify_handler = _tolerant(pgconn.notify_handler)
 
     @classmethod
     async def connect(  # type: ignore[override]
@@ -237,3 +240,18 @@ class Connection(WaitingConnection):
     ) -> AsyncGenerator[psycopg.Notify]:
         """Refused: use ``wait_notifies``."""
         raise errors.NotSupportedError("use wait_notifies()")
+
+
+def _tolerant(handle: NotifyHandler | None) -> NotifyHandler:
+    """Bear notifications that are no text: in a database without an encoding anybody can send some, and whatever
+    statement is under way when one arrives would fail.
+    """
+
+    def try_to_handle(notification: pq.PGnotify) -> None:
+        try:
+            if handle is not None:
+                handle(notification)
+        except UnicodeDecodeError:
+            logger.debug("a notification that is no text was ignored: %r", notification.extra[:100])
+
+    return try_to_handle

@@ -7,6 +7,10 @@ ends the term. The first attempt of each has half an interval: a connection that
 there has to be time for another one. The connection is closed then, not tidied up. A heartbeat whose row is gone ends
 the term at once: somebody has declared this worker dead.
 
+Between heartbeats it looks, on the same connection, whether jobs that a notification names are to be cancelled in
+truth, for anybody can send one. A look is one short statement that changes nothing. If it fails, the heartbeat that
+follows asks the same of all jobs.
+
 After a reconnect the worker compares what it holds with what the database says (reconcile): a crash of the server may
 have undone claims, and claims may have been committed whose answer was lost.
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import anyio
@@ -30,7 +34,7 @@ from .._doorbell import Doorbell
 from .._holdings import Holdings
 from .._models import JobId
 from .._store._sql import Store
-from .._store.running import give_back_claims, list_claims
+from .._store.running import find_cancelled, give_back_claims, list_claims
 from .._store.worker import Pulse, beat_worker
 
 logger = logging.getLogger("pgq_anyio.heartbeat")
@@ -40,6 +44,10 @@ BEATS_PER_LEASE: Final = 3
 #: Pauses after failed heartbeats (in seconds): the first, and the longest.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+#: Pause after a look that found nothing to cancel (in seconds): false notifications are to cause few statements.
+PAUSE_IN_VAIN: Final = 0.05
+#: How many jobs a look may be about; beyond that a heartbeat asks about all.
+MAX_NAMED: Final = 10_000
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -58,6 +66,10 @@ class Heart:
     on_pulse: Callable[[Pulse, float], None]
     reconnects: int = attrs.field(default=1, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
+    #: whether the next heartbeat is wanted before its time
+    _is_wanted: bool = attrs.field(default=False, init=False)
+    #: (job id, claim number) of jobs that notifications have named since the last look
+    _named: set[tuple[JobId, int]] = attrs.field(factory=set, init=False)
 
     @property
     def interval(self) -> float:
@@ -66,11 +78,39 @@ class Heart:
 
     def beat_soon(self) -> None:
         """Do not wait for the next heartbeat's time: there is something to give back, or to compare."""
+        self._is_wanted = True
         self._bell.ring()
 
+    def look_soon(self, jobs: Iterable[tuple[JobId, int]]) -> None:
+        """Ask the database which of these jobs, (job id, claim number), are to be cancelled."""
+        self._named.update(key for key in jobs if self.holdings.can_cancel(*key))
+        if len(self._named) > MAX_NAMED:
+            self._named.clear()
+            self.beat_soon()
+        elif self._named:
+            self._bell.ring()
+
+    def take_named(self) -> list[JobId]:
+        """The jobs to ask about, once."""
+        named, self._named = self._named, set()
+        return sorted({job_id for job_id, claim_no in named if self.holdings.can_cancel(job_id, claim_no)})
+
+    def deliver(self, jobs: Iterable[tuple[JobId, int]]) -> bool:
+        """These jobs are to be cancelled, says the database; whether that is new of any of them."""
+        is_new = False
+        for key in jobs:
+            self._named.discard(key)
+            is_new = self.holdings.request_cancel(*key) or is_new
+        return is_new
+
     async def rest(self) -> None:
-        """Wait until it is time for the next heartbeat."""
-        await self._bell.wait(self.interval * random.uniform(0.9, 1.0))  # noqa: S311  (jitter, not a secret)
+        """Wait until it is time for the next heartbeat, and look where jobs are named."""
+        due_at = anyio.current_time() + self.interval * random.uniform(0.9, 1.0)  # noqa: S311  (jitter, not a secret)
+        while not self._is_wanted and (pause := due_at - anyio.current_time()) > 0:
+            await self._bell.wait(pause)
+            if self._named and not await try_look(self):
+                break
+        self._is_wanted = False
 
 
 async def run_heartbeat(heart: Heart, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -120,8 +160,7 @@ async def beat_once(heart: Heart) -> bool:
     if pulse is None:
         return False
     heart.lease_scope.deadline = asked_at + heart.lease - heart.margin
-    for job_id, claim_no in pulse.cancel_requested:
-        heart.holdings.request_cancel(job_id, claim_no)
+    heart.deliver(pulse.cancel_requested)
     heart.on_pulse(pulse, asked_at)
     unknown: list[tuple[JobId | None, int]] = [(None, number) for number in unresolved] if pulse.strays else []
     if heart.line.opened != heart.reconnects:
@@ -132,6 +171,31 @@ async def beat_once(heart: Heart) -> bool:
         if given_back:
             logger.warning("gave back %d jobs that were claimed without an answer: %s", len(given_back), given_back)
     return True
+
+
+async def try_look(heart: Heart) -> bool:
+    """Look, and pause if it was in vain; whether the database answered."""
+    try:
+        with anyio.fail_after(heart.interval / 2):
+            found_any = await look_once(heart)
+    except (Error, OSError, TimeoutError) as error:
+        if not (isinstance(error, TimeoutError | OSError) or is_transient(error)):
+            raise
+        logger.info("looking for cancel requests failed, the next heartbeat asks again: %s", error)
+        heart.line.close()
+        return False
+    if not found_any:
+        await anyio.sleep(PAUSE_IN_VAIN)
+    return True
+
+
+async def look_once(heart: Heart) -> bool:
+    """Cancel those of the named jobs that are to be cancelled; whether there was any."""
+    job_ids = heart.take_named()
+    if not job_ids:
+        return True
+    conn = await heart.line.connection()
+    return heart.deliver(await find_cancelled(conn, heart.store, worker_id=heart.worker_id, job_ids=job_ids))
 
 
 async def reconcile_once(heart: Heart, conn: Connection) -> list[tuple[JobId | None, int]]:

@@ -1,7 +1,9 @@
 """Hears notifications: that there is work, that the promoter or the scheduler has to look, that a job is to be
 cancelled.
 
-Nothing depends on them: whatever a notification says is found by polling and by heartbeats too. Each heartbeat sends an
+Nothing depends on them: whatever a notification says is found by polling and by heartbeats too. Nor are they believed:
+any role that may connect to the database can send any notification, so that all a notification ever does is to make a
+service look, and what cannot be read is ignored. Each heartbeat sends an
 echo to a channel of this worker alone; a listener that hears nothing for a whole lease, although heartbeats go through,
 takes its connection for dead (half-open, or to another database) and opens a new one.
 
@@ -32,6 +34,10 @@ PATIENCE: Final = 2.0
 LISTEN_TIMEOUT: Final = 15.0
 #: A connection that has lasted this long (in seconds) has worked.
 WORKING: Final = 1.0
+
+#: The last second of the year 9999 (since 1970), and the largest bigint: what a notification can name.
+MAX_TIME: Final = 253402300799
+MAX_ID: Final = 2**63 - 1
 
 #: What is said once if there is no listening.
 DEAF: Final = (
@@ -153,7 +159,7 @@ class Alarm:
 
 @attrs.frozen
 class CancelRequest:
-    """Jobs of one worker are to be cancelled."""
+    """Jobs of one worker may have been asked to end: whether they were, the database says."""
 
     worker_id: int
     #: (job id, claim number)
@@ -192,7 +198,7 @@ def parse_notification(payload: str) -> Notification | None:
         case "limits":
             return LimitChange()
         case "deferred":
-            return Alarm(float(rest) if rest else None)
+            return Alarm(_parse_time(rest))
         case "cancel":
             return _parse_cancel(rest)
         case "schedule":
@@ -201,11 +207,23 @@ def parse_notification(payload: str) -> Notification | None:
             return None
 
 
+def _parse_time(text: str) -> float | None:
+    """A time of this era; ``None``, which is right for any, if it is not one."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < MAX_TIME else None
+
+
 def _parse_cancel(text: str) -> CancelRequest | None:
     worker_id, _, jobs = text.partition(":")
     try:
         pairs = [job.split(".") for job in jobs.split(",")]
-        return CancelRequest(int(worker_id), [(JobId(int(job_id)), int(claim_no)) for job_id, claim_no in pairs])
+        numbers = [(JobId(int(job_id)), int(claim_no)) for job_id, claim_no in pairs]
+        if not all(0 < job_id <= MAX_ID for job_id, _ in numbers):
+            raise ValueError
+        return CancelRequest(int(worker_id), numbers)
     except ValueError:
-        logger.warning("a notification that cannot be read was ignored: %r", text[:100])
+        logger.debug("a notification that cannot be read was ignored: %r", text[:100])
         return None

@@ -92,6 +92,17 @@ async def list_claims(conn: Connection, store: Store, *, worker_id: int) -> list
     return [(row[0], row[1]) for row in rows]
 
 
+async def find_cancelled(
+    conn: Connection, store: Store, *, worker_id: int, job_ids: Sequence[JobId]
+) -> list[tuple[JobId, int]]:
+    """(job id, claim number) of those of a worker's jobs that are to be cancelled.
+
+    :param job_ids: the jobs to look at
+    """
+    rows = await store.statement("find_cancelled").fetch(conn, worker_id=worker_id, job_ids=list(job_ids))
+    return [(row[0], row[1]) for row in rows]
+
+
 async def mark_overdue(conn: Connection, store: Store, held: Held) -> int:
     """Note that a handler ignores its cancellation."""
     return await store.statement("mark_overdue").run(

@@ -68,10 +68,11 @@ async def test_it_does_not_start(
                 await delivered.wait()
         return claim
 
-    def request_cancel(holdings: Holdings, job_id: JobId, claim_no: int) -> None:
+    def request_cancel(holdings: Holdings, job_id: JobId, claim_no: int) -> bool:
         """The request has arrived."""
-        deliver(holdings, job_id, claim_no)
+        is_new = deliver(holdings, job_id, claim_no)
         delivered.set()
+        return is_new
 
     monkeypatch.setattr(Holdings, "request_cancel", request_cancel)
     async with running_worker(app, max_concurrency=1):

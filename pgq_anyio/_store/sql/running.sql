@@ -123,6 +123,12 @@ select array(select job_id from gone), (select count(*) from woken)
 -- What the database believes that this worker runs: the reconcile compares it with what it does run.
 select r.job_id, r.claim_no from {schema}.running r where r.worker_id = %(worker_id)s::bigint
 
+-- name: find_cancelled
+-- Which of the jobs that a notification names are to be cancelled in truth. The array is compared with the key only, so that
+-- it is an index scan for each, whatever the statistics say.
+select r.job_id, r.claim_no from {schema}.running r
+where r.job_id = any (%(job_ids)s::bigint[]) and r.worker_id = %(worker_id)s::bigint and r.cancel_requested_at is not null
+
 -- name: mark_overdue
 update {schema}.running r set overdue_at = clock_timestamp()
 where r.job_id = %(job_id)s::bigint and r.worker_id = %(worker_id)s::bigint and r.claim_no = %(claim_no)s::bigint
