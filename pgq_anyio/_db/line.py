@@ -1,15 +1,22 @@
 """A dedicated connection that is opened when it is needed and replaced when it is broken.
 
-The worker's services each have one, so that a heartbeat never waits for a pool that handlers drain.
+The worker's services each have one, so that a heartbeat never waits for a pool that handlers drain. No code but ours
+uses them: their statements need not say that they mean PostgreSQL's own functions and operators, because there are no
+others in the search path.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import anyio
 import attrs
 
 from .connection import Connection
 from .driver import PsycopgDriver
+
+#: Nothing that somebody else has made is taken for PostgreSQL's own, whatever the role, the database or the DSN say.
+SEARCH_PATH: Final = {"search_path": "pg_catalog, pg_temp"}
 
 
 @attrs.define(eq=False)
@@ -44,7 +51,7 @@ class Line:
         return self._conn
 
     async def _open(self) -> Connection:
-        conn = await self.driver.connect(role=self.role, direct=self.direct, settings=self.settings)
+        conn = await self.driver.connect(role=self.role, direct=self.direct, settings={**SEARCH_PATH, **self.settings})
         if self.cleanup_timeout is not None:
             conn.cleanup_timeout = self.cleanup_timeout
         return conn

@@ -32,8 +32,9 @@ _FATAL_ERROR: Final = pq.ExecStatus.FATAL_ERROR
 #: with this statement.
 _GREETING: Final = (
     "select s.pooled,"
-    " array(select set_config(c.name, c.value, s.pooled) from unnest(%s::text[], %s::text[]) as c (name, value))"
-    " from (select coalesce(%s::boolean, pg_backend_pid() <> %s::integer) as pooled) s"
+    " array(select pg_catalog.set_config(c.name, c.value, s.pooled)"
+    " from unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) as c (name, value))"
+    " from (select coalesce(%s::boolean, pg_catalog.pg_backend_pid() operator(pg_catalog.<>) %s::integer) as pooled) s"
 )
 
 
@@ -41,7 +42,7 @@ class TransactionSettings:
     """Settings that each transaction makes for itself."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
-        calls = ", ".join(f"set_config(${2 * i + 1}, ${2 * i + 2}, true)" for i in range(len(settings)))
+        calls = ", ".join(f"pg_catalog.set_config(${2 * i + 1}, ${2 * i + 2}, true)" for i in range(len(settings)))
         self._query = f"select {calls}".encode()
         self._params = [part.encode() for pair in settings.items() for part in pair]
 
@@ -93,7 +94,7 @@ async def greet(conn: Connection, *, pooled: bool | None, settings: Mapping[str,
 def is_pooled_sync(conn: psycopg.Connection[Any]) -> bool:
     """Look whether a blocking connection of ours leads through a pooler."""
     with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
-        rows = cursor.execute("select pg_backend_pid()", prepare=False).fetchall()
+        rows = cursor.execute("select pg_catalog.pg_backend_pid()", prepare=False).fetchall()
     return rows != [(conn.info.backend_pid,)]
 
 

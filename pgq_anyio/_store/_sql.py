@@ -3,6 +3,11 @@
 A file holds named blocks: ``-- name: claim_sweep`` starts one. The schema goes in once, here, as a quoted identifier,
 so that hostile names are harmless; the notification channel and the sequences as quoted literals. Nothing else is ever
 spliced into SQL.
+
+Blocks that producers and operators use run on connections of theirs, with any search path. There every function,
+operator and type that is not part of the grammar is PostgreSQL's by name (``pg_catalog.now()``,
+``operator(pg_catalog.=)``; an ``unnest`` of several arrays is part of the grammar). The others run on the worker's own
+connections, whose search path holds nothing else.
 """
 
 from __future__ import annotations

@@ -31,10 +31,13 @@ _BEGIN: Final = (
 _LOCK: Final = (
     "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgq_anyio migrate ' || {schema_name}, 0))"
 )
-_HAS_SCHEMA: Final = "select exists (select from pg_catalog.pg_namespace where nspname = {schema_name})"
+_HAS_SCHEMA: Final = (
+    "select exists (select from pg_catalog.pg_namespace where nspname operator(pg_catalog.=) {schema_name})"
+)
 _HAS_TABLE: Final = (
-    "select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
-    "where n.nspname = {schema_name} and c.relname = 'migration')"
+    "select exists (select from pg_catalog.pg_class c "
+    "join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace "
+    "where n.nspname operator(pg_catalog.=) {schema_name} and c.relname operator(pg_catalog.=) 'migration')"
 )
 _APPLIED: Final = "select name from {schema}.migration order by name"
 _RECORD: Final = "insert into {schema}.migration (name) values (%(name)s)"
@@ -94,6 +97,7 @@ def migration_sql(schema: str) -> str:
     store = Store(schema)
     # No name in the comment: a line break in it would end it.
     parts = ["-- The tables of pgq_anyio.\n\\set ON_ERROR_STOP on\nbegin;\n"]
+    parts.append("set local search_path = pg_catalog, pg_temp;\n")
     parts.append(store.bind("create schema if not exists {schema};\n"))
     for migration, text in migrations().items():
         parts.append(f"\n-- {migration}\n{store.bind(text)}")

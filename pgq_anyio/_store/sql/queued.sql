@@ -5,56 +5,65 @@
 -- that is just falling asleep cannot see). The alarm of the promoter is set only if no earlier one is a second away:
 -- an alarm nearer than that may ring before this insert is visible.
 with input as materialized (
-    select i.entrypoint, i.payload, i.priority, i.ordinal, clock_timestamp() as now,
-        coalesce(i.run_at, clock_timestamp() + make_interval(secs => i.delay)) as run_at,
-        nextval({job_id_seq}) as job_id
-    from unnest(%(entrypoints)s::text[], %(payloads)s::bytea[], %(priorities)s::integer[],
-        %(delays)s::double precision[], %(run_ats)s::timestamptz[])
+    select i.entrypoint, i.payload, i.priority, i.ordinal, pg_catalog.clock_timestamp() as now,
+        coalesce(i.run_at,
+            pg_catalog.clock_timestamp() operator(pg_catalog.+) pg_catalog.make_interval(secs => i.delay)) as run_at,
+        pg_catalog.nextval({job_id_seq}) as job_id
+    from unnest(%(entrypoints)s::pg_catalog.text[], %(payloads)s::pg_catalog.bytea[],
+        %(priorities)s::integer[],
+        %(delays)s::double precision[], %(run_ats)s::pg_catalog.timestamptz[])
         with ordinality as i (entrypoint, payload, priority, delay, run_at, ordinal)
 ), due as (
     insert into {schema}.queued (job_id, entrypoint, priority, created_at, payload)
     select job_id, entrypoint, priority, now, payload from input
-    where run_at is null or run_at <= now order by ordinal
+    where run_at is null or run_at operator(pg_catalog.<=) now order by ordinal
     returning entrypoint
 ), later as (
     insert into {schema}.deferred (run_at, job_id, entrypoint, priority, created_at, payload)
-    select run_at, job_id, entrypoint, priority, now, payload from input where run_at > now order by ordinal
+    select run_at, job_id, entrypoint, priority, now, payload from input
+        where run_at operator(pg_catalog.>) now order by ordinal
     returning run_at
 ), woken as (
-    select pg_notify({channel}, 'queued:' || left(d.entrypoint, 1000))
+    select pg_catalog.pg_notify({channel}, 'queued:' operator(pg_catalog.||) pg_catalog.left(d.entrypoint, 1000))
     from (select distinct entrypoint from due) d
     where %(always_notify)s::boolean
         or exists (
             select from {schema}.worker w
-            where w.left_at is null and d.entrypoint = any (case when w.sleeping then w.entrypoints else w.dozing end)
+            where w.left_at is null
+                and d.entrypoint operator(pg_catalog.=) any (case when w.sleeping then w.entrypoints else w.dozing end)
         )
 ), alarmed as (
-    select pg_notify({channel}, 'deferred:' || extract(epoch from l.run_at))
-    from (select min(run_at) as run_at from later having min(run_at) is not null) l
+    select pg_catalog.pg_notify({channel}, 'deferred:' operator(pg_catalog.||) extract(epoch from l.run_at))
+    from (select pg_catalog.min(run_at) as run_at from later having pg_catalog.min(run_at) is not null) l
     where %(always_notify)s::boolean
         or not exists (
             select from {schema}.deferred d
-            where d.run_at between (select clock_timestamp() + interval '1 second') and l.run_at
+            where d.run_at operator(pg_catalog.>=) (
+                    select pg_catalog.clock_timestamp() operator(pg_catalog.+) interval '1 second'
+                )
+                and d.run_at operator(pg_catalog.<=) l.run_at
         )
 )
-select array(select job_id from input order by ordinal), (select count(*) from woken), (select count(*) from alarmed)
+select array(select job_id from input order by ordinal), (select pg_catalog.count(*)
+    from woken), (select pg_catalog.count(*) from alarmed)
 
 -- name: allot_job_ids
 -- Ids for a COPY, which returns none.
-select array(select nextval({job_id_seq}) from generate_series(1, %(count)s::integer))
+select array(select pg_catalog.nextval({job_id_seq}) from pg_catalog.generate_series(1, %(count)s::integer))
 
 -- name: copy_jobs
 copy {schema}.queued (job_id, entrypoint, priority, payload) from stdin (format binary)
 
 -- name: notify_queued
 -- After a COPY: one notification for each name that a sleeper serves.
-select count(*) from (
-    select pg_notify({channel}, 'queued:' || left(n.entrypoint, 1000))
-    from unnest(%(entrypoints)s::text[]) as n (entrypoint)
+select pg_catalog.count(*) from (
+    select pg_catalog.pg_notify({channel}, 'queued:' operator(pg_catalog.||) pg_catalog.left(n.entrypoint, 1000))
+    from pg_catalog.unnest(%(entrypoints)s::pg_catalog.text[]) as n (entrypoint)
     where %(always_notify)s::boolean
         or exists (
             select from {schema}.worker w
-            where w.left_at is null and n.entrypoint = any (case when w.sleeping then w.entrypoints else w.dozing end)
+            where w.left_at is null
+                and n.entrypoint operator(pg_catalog.=) any (case when w.sleeping then w.entrypoints else w.dozing end)
         )
 ) as woken
 

@@ -105,16 +105,22 @@ select name, expression, claim_no, (select count(*) from woken) from released
 -- A schedule is an orphan if no live worker names it: its code is gone, or all its workers are.
 with served as materialized (
     select distinct u.name, u.expression
-    from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name, expression)
-    where w.left_at is null and w.heartbeat_at > clock_timestamp() - make_interval(secs => w.lease)
+    from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name,
+        expression)
+    where w.left_at is null
+        and w.heartbeat_at operator(pg_catalog.>)
+            (pg_catalog.clock_timestamp() operator(pg_catalog.-) pg_catalog.make_interval(secs => w.lease))
 )
 select s.name, s.expression, s.timezone, s.registered_at, s.last_due_at, s.given_back_due_at, s.paused,
     s.asked_for,
-    (s.name, s.expression) not in (select name, expression from served),
+    not exists (
+        select from served v where v.name operator(pg_catalog.=) s.name
+            and v.expression operator(pg_catalog.=) s.expression
+    ),
     s.worker_id, w.name, case when s.worker_id is not null then s.due_at end,
     case when s.worker_id is not null then s.started_at end,
     s.last_status, s.last_finished_at, s.last_error_type, s.last_error_message, s.last_error_traceback
-from {schema}.schedule s left join {schema}.worker w on w.worker_id = s.worker_id
+from {schema}.schedule s left join {schema}.worker w on w.worker_id operator(pg_catalog.=) s.worker_id
 order by s.name, s.expression
 
 -- name: set_paused
@@ -122,19 +128,21 @@ order by s.name, s.expression
 -- is asked for again. Without an expression: all of the name.
 with chosen as materialized (
     select s.name, s.expression from {schema}.schedule s
-    where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
-        and s.paused <> %(paused)s::boolean
+    where s.name operator(pg_catalog.=) %(name)s::pg_catalog.text
+        and (%(expression)s::pg_catalog.text is null or s.expression operator(pg_catalog.=) %(expression)s::pg_catalog.text)
+        and s.paused operator(pg_catalog.<>) %(paused)s::boolean
     order by s.name, s.expression for update
 ), changed as (
     update {schema}.schedule s set
         paused = %(paused)s::boolean, asked_for = s.asked_for and not %(paused)s::boolean,
-        last_due_at = case when %(paused)s::boolean then s.last_due_at else greatest(s.last_due_at, clock_timestamp()) end
-    from chosen c where s.name = c.name and s.expression = c.expression
+        last_due_at = case when %(paused)s::boolean
+            then s.last_due_at else greatest(s.last_due_at, pg_catalog.clock_timestamp()) end
+    from chosen c where s.name operator(pg_catalog.=) c.name and s.expression operator(pg_catalog.=) c.expression
     returning s.name, s.expression
 ), woken as (
-    select pg_notify({channel}, 'schedule') where exists (select from changed)
+    select pg_catalog.pg_notify({channel}, 'schedule') where exists (select from changed)
 )
-select c.name, c.expression, (select count(*) from woken) from changed c order by c.name, c.expression
+select c.name, c.expression, (select pg_catalog.count(*) from woken) from changed c order by c.name, c.expression
 
 -- name: run_schedules
 -- Run now: as an occurrence that was given back, which comes first whatever came after it; after the present run, if there
@@ -142,36 +150,45 @@ select c.name, c.expression, (select count(*) from woken) from changed c order b
 -- asks for: paused ones run once, too, and again if that run is interrupted.
 with chosen as materialized (
     select s.name, s.expression from {schema}.schedule s
-    where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
+    where s.name operator(pg_catalog.=) %(name)s::pg_catalog.text
+        and (%(expression)s::pg_catalog.text is null or s.expression operator(pg_catalog.=) %(expression)s::pg_catalog.text)
     order by s.name, s.expression for update
 ), changed as (
     update {schema}.schedule s set
-        asked_for = true, given_back_due_at = coalesce(s.given_back_due_at, clock_timestamp())
-    from chosen c where s.name = c.name and s.expression = c.expression
+        asked_for = true, given_back_due_at = coalesce(s.given_back_due_at, pg_catalog.clock_timestamp())
+    from chosen c where s.name operator(pg_catalog.=) c.name and s.expression operator(pg_catalog.=) c.expression
     returning s.name, s.expression
 ), woken as (
-    select pg_notify({channel}, 'schedule') where exists (select from changed)
+    select pg_catalog.pg_notify({channel}, 'schedule') where exists (select from changed)
 )
-select c.name, c.expression, (select count(*) from woken) from changed c order by c.name, c.expression
+select c.name, c.expression, (select pg_catalog.count(*) from woken) from changed c order by c.name, c.expression
 
 -- name: remove_schedules
 -- Orphans that do not run; with "force" all. A worker that still has the code makes the row again when it comes due.
 with served as materialized (
     select distinct u.name, u.expression
-    from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name, expression)
-    where w.left_at is null and w.heartbeat_at > clock_timestamp() - make_interval(secs => w.lease)
+    from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name,
+        expression)
+    where w.left_at is null
+        and w.heartbeat_at operator(pg_catalog.>)
+            (pg_catalog.clock_timestamp() operator(pg_catalog.-) pg_catalog.make_interval(secs => w.lease))
 ), chosen as materialized (
     select s.name, s.expression from {schema}.schedule s
-    where s.name = %(name)s::text and (%(expression)s::text is null or s.expression = %(expression)s::text)
+    where s.name operator(pg_catalog.=) %(name)s::pg_catalog.text
+        and (%(expression)s::pg_catalog.text is null or s.expression operator(pg_catalog.=) %(expression)s::pg_catalog.text)
         and (
             %(force)s::boolean
-            or (s.worker_id is null and (s.name, s.expression) not in (select name, expression from served))
+            or (s.worker_id is null and not exists (
+                select from served v
+                where v.name operator(pg_catalog.=) s.name and v.expression operator(pg_catalog.=) s.expression
+            ))
         )
     order by s.name, s.expression for update of s
 ), gone as (
-    delete from {schema}.schedule s using chosen c where s.name = c.name and s.expression = c.expression
+    delete from {schema}.schedule s using chosen c where s.name operator(pg_catalog.=) c.name
+        and s.expression operator(pg_catalog.=) c.expression
     returning s.name, s.expression
 ), woken as (
-    select pg_notify({channel}, 'schedule') where exists (select from gone)
+    select pg_catalog.pg_notify({channel}, 'schedule') where exists (select from gone)
 )
-select g.name, g.expression, (select count(*) from woken) from gone g order by g.name, g.expression
+select g.name, g.expression, (select pg_catalog.count(*) from woken) from gone g order by g.name, g.expression

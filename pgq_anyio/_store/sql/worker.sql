@@ -184,6 +184,9 @@ select
 -- name: count_pending
 -- How many those are, for whoever watches.
 select
-    (select count(*) from {schema}.queued q where q.entrypoint = any (%(entrypoints)s::text[]))
-    + (select count(*) from {schema}.deferred d where d.entrypoint = any (%(entrypoints)s::text[]))
-    + (select count(*) from {schema}.running r where r.entrypoint = any (%(entrypoints)s::text[]))
+    (select pg_catalog.count(*) from {schema}.queued q
+        where q.entrypoint operator(pg_catalog.=) any (%(entrypoints)s::pg_catalog.text[]))
+    operator(pg_catalog.+) (select pg_catalog.count(*) from {schema}.deferred d
+        where d.entrypoint operator(pg_catalog.=) any (%(entrypoints)s::pg_catalog.text[]))
+    operator(pg_catalog.+) (select pg_catalog.count(*) from {schema}.running r
+        where r.entrypoint operator(pg_catalog.=) any (%(entrypoints)s::pg_catalog.text[]))
