@@ -31,6 +31,9 @@ from anyio.lowlevel import EventLoopToken, current_token
 from ._frames import awaited_frames
 from ._models import CancelReason, Job, JobId, Schedule
 
+#: A handler in a thread and the event loop may ask for one and the same cancellation for the first time at once.
+_making = threading.Lock()
+
 _current_context: ContextVar[Context | None] = ContextVar("pgq_anyio_context", default=None)
 
 
@@ -64,6 +67,8 @@ class OuterScopes:
 
     lease: CancelScope
     stop: CancelScope
+    #: the event loop's
+    thread: int = attrs.field(factory=threading.get_ident, init=False)
 
     def reason(self) -> CancelReason | None:
         """Which of them was cancelled; of several, the outermost."""
@@ -95,10 +100,10 @@ class Cancellation:
 
     __slots__ = ("_called", "_caught", "_context", "_loop_thread", "_open", "_token", "entered", "seen")
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, loop_thread: int) -> None:
         # Weak, or each job would be part of a cycle, and its payload stay in memory until cycles are looked for.
         self._context = weakref.ref(context)
-        self._loop_thread = threading.get_ident()
+        self._loop_thread = loop_thread
         self._token: EventLoopToken | None = None
         self._open: dict[int, list[CancelScope]] = {}
         self._called = False
@@ -197,10 +202,8 @@ class Context:
     resources: Any
     #: what executors run handlers with
     tools: ExecutionTools
-    #: see :class:`Cancellation`
-    cancellation: Cancellation = attrs.field(init=False)
-
     _outer: OuterScopes
+    _cancellation: Cancellation | None = attrs.field(default=None, init=False)
     _scope: CancelScope | None = None
     _timeout_scope: CancelScope | None = None
     _requested: Literal[CancelReason.USER, CancelReason.LEASE_LOST] | None = None
@@ -208,8 +211,14 @@ class Context:
     _awaitable: Awaitable[object] | None = None
     _thread_id: int | None = None
 
-    def __attrs_post_init__(self) -> None:
-        self.cancellation = Cancellation(self)
+    @property
+    def cancellation(self) -> Cancellation:
+        """See :class:`Cancellation`."""
+        if self._cancellation is None:  # most handlers never ask
+            with _making:
+                if self._cancellation is None:
+                    self._cancellation = Cancellation(self, self._outer.thread)
+        return self._cancellation
 
     @property
     def job_id(self) -> JobId | None:
@@ -226,9 +235,23 @@ class Context:
             return CancelReason.TIMEOUT
         return reason
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether this one run was asked to end, for whatever reason."""
+        return self._requested is not None
+
+    @property
+    def has_seen_cancellation(self) -> bool:
+        """Whether the handler has learnt of its cancellation by looking."""
+        return self._cancellation is not None and self._cancellation.seen
+
     def open(self, scope: CancelScope) -> None:
         """Set the job's own scope (the runner does)."""
         self._scope = scope
+
+    def close(self) -> None:
+        """The handler has ended (the runner says): its scope is not to be cancelled any more."""
+        self._scope = None
 
     def open_timeout(self, scope: CancelScope) -> None:
         """Set the scope of the job's timeout (the runner does)."""
@@ -273,11 +296,10 @@ class Context:
             return True  # not started: it never will
         if self._pause_scope is not None:
             self._pause_scope.cancel()
+        self.cancellation.cancel_blocks()
         if self.cancellation.entered and reason is CancelReason.USER:
-            self.cancellation.cancel_blocks()
             self._scope.deadline = anyio.current_time() + grace
         else:
-            self.cancellation.cancel_blocks()
             self._scope.cancel()
         return True
 

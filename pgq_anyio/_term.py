@@ -332,7 +332,8 @@ class Term:
             else:
                 runs.append(run)
         if self.slots is None:
-            self.slots = Slots(self.jobs, partial(run_job, end=self._end_job))
+            run_to_its_end = partial(run_job, end=self._end_job)
+            self.slots = Slots(self.jobs, run_to_its_end, lambda: self.outer.reason() is not None)
         self.slots.start(runs)
 
     def _end_job(self, run: Run, outcome: Outcome) -> None:

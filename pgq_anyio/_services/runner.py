@@ -19,6 +19,7 @@ from .._errors import JobTimeout
 from .._holdings import Run
 from .._lifecycle import (
     GIVEN_BACK,
+    SUCCEEDED,
     UNSTARTED_CANCELLED,
     UNSTARTED_GIVEN_BACK,
     Again,
@@ -38,27 +39,32 @@ logger = logging.getLogger("pgq_anyio.runner")
 _INTERRUPT_MODULES = frozenset({"trio._core._ki", "asyncio.runners"})
 
 
-async def run_job(run: Run, end: Callable[[Run, Outcome], None]) -> None:
+async def run_job(run: Run, scope: CancelScope, is_over: bool, end: Callable[[Run, Outcome], None]) -> None:
     """Run a job to its end.
 
+    :param scope: the job's own scope, in which this is called
+    :param is_over: whether no job may start any more
     :param end: called exactly once with the outcome, when no code of the handler runs any more
     """
     job, context = run.held.job, run.context
     outcome: Outcome = GIVEN_BACK
     try:
-        if context.cancel_reason is not None:
+        if is_over or context.is_requested:
             outcome = unstarted_outcome(context)
             return
-        with CancelScope() as scope:
-            context.open(scope)
-            try:
-                error = await call_handler(run.entrypoint.executor, job, context, run.entrypoint.timeout)
-            except anyio.get_cancelled_exc_class():
-                outcome = _decide(run, None, interrupted=True)
-                raise
-            interrupted = context.cancellation.seen or (error is not None and outer_cancelled())
+        context.open(scope)
+        try:
+            error = await call_handler(run.entrypoint.executor, job, context, run.entrypoint.timeout)
+        except anyio.get_cancelled_exc_class():
+            outcome = _decide(run, None, interrupted=True)
+            raise
+        interrupted = context.has_seen_cancellation or (error is not None and outer_cancelled())
+        if error is None and not interrupted and not context.is_requested:
+            outcome = SUCCEEDED  # what would be decided, without looking at every scope
+        else:
             outcome = _decide(run, error, interrupted=interrupted)
     finally:
+        context.close()
         if isinstance(outcome, Failed):
             logger.warning(
                 "job %d of %r failed: %s: %s", job.id, job.entrypoint, outcome.error.type, outcome.error.message
@@ -108,7 +114,7 @@ async def run_schedule(run: ScheduledRun, end: Callable[[ScheduledRun, Outcome],
             except anyio.get_cancelled_exc_class():
                 outcome = _decide_schedule(context, None, interrupted=True)
                 raise
-            interrupted = context.cancellation.seen or (error is not None and outer_cancelled())
+            interrupted = context.has_seen_cancellation or (error is not None and outer_cancelled())
             outcome = _decide_schedule(context, error, interrupted=interrupted)
     finally:
         if isinstance(outcome, Failed):
@@ -148,7 +154,7 @@ async def call_handler(
             with anyio.move_on_after(timeout) as scope:
                 context.open_timeout(scope)
                 await context.follow(executor.execute(task, context))
-        if scope.cancelled_caught or (scope.cancel_called and context.cancellation.seen):
+        if scope.cancelled_caught or (scope.cancel_called and context.has_seen_cancellation):
             return JobTimeout(timeout)
     except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103  (one that no scope explains is an error)
         if outer_cancelled():

@@ -5,7 +5,10 @@ to the next one. A job that waits keeps the task, and before it does, another sl
 job is ever delayed by one that waits. So there is at most one slot that takes jobs, and none while there are none.
 
 - Each job has a fresh copy of the worker's contextvars context, as a task of its own would have: it is stepped through
-  ``Context.run``, from the first step to the last. Its cancel scope is the runner's.
+  ``Context.run``, from the first step to the last.
+- Each job has a cancel scope of its own. One that nobody could have cancelled, because its job ended with the first
+  step, is as good as new and is the next job's: opening one costs as much as all the rest (6 µs of 12, on any loop).
+  Whether a scope around all jobs was cancelled is looked at once in each turn: within a turn nothing else runs.
 - Locks and the like belong to the task. A handler that depends on a task of its own is registered with
   ``own_task=True``; threads and processes are always waited for, so that nothing is gained by stepping them.
 - A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job.
@@ -23,6 +26,7 @@ from types import FrameType
 from typing import Any, Final
 
 import attrs
+from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import cancel_shielded_checkpoint
 
@@ -40,8 +44,10 @@ class Slots:
 
     #: the group of all jobs
     tasks: TaskGroup
-    #: runs a job to its end; nothing but a cancellation or a real Ctrl-C goes through
-    run_job: Callable[[Run], Coroutine[Any, Any, None]]
+    #: runs a job to its end, in the scope around the call; nothing but a cancellation or a real Ctrl-C goes through
+    run_job: Callable[[Run, CancelScope, bool], Coroutine[Any, Any, None]]
+    #: whether no job may start any more, because a scope around all of them was cancelled
+    is_over: Callable[[], bool]
     _waiting: deque[Run] = attrs.field(factory=deque, init=False)
     _is_taken_care_of: bool = attrs.field(default=False, init=False)
 
@@ -49,7 +55,7 @@ class Slots:
         """Start jobs in their order. Never waits."""
         for run in runs:
             if run.entrypoint.own_task or run.entrypoint.executor.kind is not HandlerKind.ASYNC:
-                self.tasks.start_soon(self.run_job, run, name=_name(run))
+                self.tasks.start_soon(self._run_alone, run, name=_name(run))
             else:
                 self._waiting.append(run)
         self._open_slot()
@@ -63,31 +69,42 @@ class Slots:
         self._is_taken_care_of = False
         self._open_slot()
 
+    async def _run_alone(self, run: Run) -> None:
+        with CancelScope() as scope:
+            await self.run_job(run, scope, self.is_over())
+
     async def _serve(self) -> None:
+        with CancelScope() as scope:
+            try:
+                remainder = await self._serve_until_one_waits(scope)
+            finally:
+                self._pass_on()
+            if remainder is not None:
+                await remainder
+
+    async def _serve_until_one_waits(self, scope: CancelScope) -> _Remainder | None:
+        """Make the first steps of jobs, up to one that waits; what is left of it, or ``None`` if there are no more."""
         count_cancels = cancel_requests()
         turn_ends_at = time.monotonic() + TURN
+        is_over = self.is_over()
         while self._waiting:
             run = self._waiting.popleft()
             variables = copy_context()
-            steps = self.run_job(run)
+            steps = self.run_job(run, scope, is_over)
             try:
                 wanted = variables.run(steps.send, None)
             except StopIteration:
-                if count_cancels():
+                if run.context.is_requested or count_cancels():
                     break
-            except BaseException:
-                self._pass_on()
-                raise
             else:
-                self._pass_on()
                 rename_current_task(_name(run))
-                await _Remainder(wanted, steps, variables)
-                return
+                return _Remainder(wanted, steps, variables)
             if self._waiting and time.monotonic() > turn_ends_at:
                 # Shielded: jobs that are not to start any more get their outcome from the runner, not from here.
                 await cancel_shielded_checkpoint()
                 turn_ends_at = time.monotonic() + TURN
-        self._pass_on()
+                is_over = self.is_over()
+        return None
 
 
 def _name(run: Run) -> str:

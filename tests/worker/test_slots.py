@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import anyio
 import pytest
 
-from pgq_anyio import ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
+from pgq_anyio import CancelReason, ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
 from pgq_anyio.testing import drain, running_worker
 
 pytestmark = pytest.mark.anyio
@@ -117,6 +117,37 @@ async def test_a_failure_touches_no_job_behind_it(app: PgQueuer, queries: Querie
     statuses = await queries.job_status(ids)
     failed, fine = JobStatus.FAILED, JobStatus.SUCCESSFUL
     assert [failed, fine, failed, fine] == [statuses[job_id] for job_id in ids]
+
+
+@pytest.mark.parametrize("when", ["while it runs", "after its end"])
+async def test_a_cancelled_job_does_not_cancel_the_next_one_of_its_task(
+    app: PgQueuer, queries: Queries, when: str
+) -> None:
+    """A job that waits may have taken over the scope of one that did not: only a scope that nobody can cancel."""
+    contexts: list[Context] = []
+    tasks: list[int] = []
+
+    @app.entrypoint("mixed")
+    async def mixed(job: Job, context: Context) -> None:
+        contexts.append(context)
+        tasks.append(anyio.get_current_task().id)
+        if job.payload == b"waits":
+            if when == "after its end":
+                contexts[0].request_cancel(CancelReason.USER, grace=0)
+            await anyio.sleep(0.05)
+        elif when == "while it runs":
+            context.request_cancel(CancelReason.USER, grace=0)
+
+    ids = await queries.enqueue("mixed", [b"", b"waits"])
+    with anyio.fail_after(20):
+        await drain(app)
+    statuses = await queries.job_status(ids)
+    assert 2 == len(contexts), "a job that was interrupted runs again"
+    running = when == "while it runs"
+    assert [JobStatus.CANCELLED if running else JobStatus.SUCCESSFUL, JobStatus.SUCCESSFUL] == [
+        statuses[job_id] for job_id in ids
+    ]
+    assert running == (len(set(tasks)) == 2)
 
 
 async def test_a_handler_can_have_a_task_of_its_own(app: PgQueuer, queries: Queries) -> None:
