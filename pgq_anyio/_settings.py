@@ -128,8 +128,7 @@ def read_dsn(dsn: str, origin: str) -> str:
         dsn = "postgresql://" + dsn[scheme.end() :]
     try:
         parts = conninfo_to_dict(dsn)
-        torn = scheme is not None and _looks_torn(parts)
-        reason = "an '@', ':' or '/' stands where none belongs" if torn else ""
+        reason = "an '@', ':', '/' or space is missing or stands where none belongs" if _looks_torn(parts) else ""
     except ProgrammingError as error:
         reason = _reason(error)
     if reason:
@@ -142,10 +141,17 @@ def read_dsn(dsn: str, origin: str) -> str:
 
 
 def _looks_torn(parts: Mapping[str, object]) -> bool:
-    """Whether an ``@``, ``:`` or ``/`` of a password that was not escaped has split the URL at the wrong place."""
+    """Whether a password may stand where none belongs: an ``@``, ``:`` or ``/`` of it that was not escaped has split a
+    URL at the wrong place, or a space is missing before it.
+    """
     places = (str(parts.get("host") or ""), str(parts.get("dbname") or ""))
     ports = str(parts.get("port") or "").split(",")
-    return any("@" in place for place in places) or any(port and not port.isdecimal() for port in ports)
+    shown = "\n".join(str(value) for name, value in parts.items() if name not in SECRETS)
+    return (
+        any("@" in place[1:] for place in places)
+        or any(port and not port.isdecimal() for port in ports)
+        or any(f"{name}=" in shown for name in SECRETS)
+    )
 
 
 def _reason(error: ProgrammingError) -> str:

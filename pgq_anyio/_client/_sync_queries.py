@@ -21,6 +21,7 @@ from .._db._waiting import poll_nowait
 from .._db.pooled import is_pooled_sync
 from .._errors import ConfigurationError
 from .._models import JobId, JobRecord, JobStatus, ScheduleRecord, WorkerRecord
+from .._settings import read_dsn
 from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import is_in_transaction, run_steps_sync
@@ -41,7 +42,10 @@ class SyncQueries:
     """
 
     def __init__(self, source: str | psycopg.Connection[Any] = "", *, schema: str = DEFAULT_SCHEMA) -> None:
-        if not isinstance(source, str):
+        if isinstance(source, str):
+            # Here and not by libpq, which quotes pieces of what it cannot read.
+            source = read_dsn(source, "source")
+        else:
             _check_connection(source)
         self._source = source
         self._store = Store(schema)

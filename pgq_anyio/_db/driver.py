@@ -9,10 +9,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import anyio.lowlevel
-from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
-from .._settings import redacted
+from .._settings import read_dsn, redacted
 from .connection import Connection
 from .pool import Pool
 
@@ -44,6 +43,7 @@ class PsycopgDriver:
         way; ``False`` says that ``conninfo`` can be used like a server.
     :param prepare: whether prepared statements may be left on the server. Defaults to ``None``: unless there is a
         pooler. ``True`` if that one tracks them, as PgBouncer from 1.21 on does with ``max_prepared_statements``.
+    :raises ConfigurationError: if a DSN cannot be read; the message quotes nothing of it
     """
 
     def __init__(
@@ -55,8 +55,9 @@ class PsycopgDriver:
         pooled: bool | None = None,
         prepare: bool | None = None,
     ) -> None:
-        self.conninfo = conninfo
-        self.direct_conninfo = direct_conninfo
+        # Read here and not by whoever connects: libpq and the resolver quote pieces of what they cannot read.
+        self.conninfo = conninfo = read_dsn(conninfo, "conninfo")
+        self.direct_conninfo = None if direct_conninfo is None else read_dsn(direct_conninfo, "direct_conninfo")
         self.pooled = pooled
         self.prepare = prepare
         self._pool = Pool(conninfo, max_size=max_size)
@@ -135,10 +136,7 @@ class PsycopgDriver:
 
     def _options(self, conninfo: str, application_name: str) -> dict[str, Any]:
         options: dict[str, Any] = {"pooled": self.pooled, "use_statements": self.prepare}
-        try:
-            given = conninfo_to_dict(conninfo)
-        except ProgrammingError:
-            return options  # connecting says what is wrong
+        given = conninfo_to_dict(conninfo)
         wanted = {**DEFAULTS, "application_name": application_name}
         options |= {
             name: value
