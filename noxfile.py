@@ -7,6 +7,7 @@ be installed: run as a script, this file installs it into ``.venv`` and starts i
 
 - There is one test session for each CPython, and one for each major version of PostgreSQL, that this machine has.
 - Environments are kept in ``.nox`` and used again until ``pyproject.toml`` changes.
+- The tests run with the versions that ``tools/tests.lock`` names, each file checked by its hash.
 - Installations print what pip prints: a minute of silence looks like a hang.
 """
 
@@ -25,6 +26,7 @@ if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -55,6 +57,9 @@ nox.options.sessions = [
 #: Most tests wait for something: six at a time keep two cores busy.
 PARALLEL = ("-n", "6", "--dist", "worksteal")
 
+#: What the tests install: every version, with the hashes of its files, for all Pythons and platforms.
+LOCK = "tools/tests.lock"
+
 #: Rules of flake8-async that we do not follow: how anyio is imported (106), parameters called timeout (109), a list of
 #: all startable functions (114), async functions without an await (124: handlers are async by kind), ``task_status``
 #: passed on (128), a checkpoint in every function (9xx).
@@ -70,27 +75,47 @@ def prepare(session: nox.Session, *groups: str, extras: str | None = None) -> No
     wanted = [*nox.project.dependency_groups(PROJECT, *groups)]
     if extras is not None:
         wanted += ["--editable", f".[{extras}]" if extras else "."]
+    install_once(session, "\n".join(wanted), wanted)
+
+
+def prepare_tests(session: nox.Session) -> None:
+    """Install what the tests need, and the package as it stands, into a session's environment, unless they are there.
+
+    The lock names every version, and pip refuses each file whose hash it does not name. Nothing else is downloaded: the
+    package is built by what the lock has installed.
+    """
+    install_once(
+        session,
+        Path(LOCK).read_text("utf-8"),
+        ["--require-hashes", "--requirement", LOCK],
+        ["--no-deps", "--no-build-isolation", "--editable", "."],
+    )
+
+
+def install_once(session: nox.Session, state: str, *installations: Sequence[str]) -> None:
+    """Have pip install, unless that was done before for the same state of the project."""
     # The place is part of it: an editable installation points to it, and a copied environment to the original.
-    state = "\n".join([*wanted, ROOT, Path("pyproject.toml").read_text("utf-8")])
+    state = "\n".join([state, ROOT, Path("pyproject.toml").read_text("utf-8")])
     digest = hashlib.sha256(state.encode()).hexdigest()
     stamp = Path(session.virtualenv.location) / "prepared"
     if stamp.exists() and stamp.read_text() == digest:
         return
     stamp.unlink(missing_ok=True)
-    session.install(*wanted, silent=False)
+    for arguments in installations:
+        session.install(*arguments, silent=False)
     stamp.write_text(digest)
 
 
 def run_tests(session: nox.Session) -> None:
     """The whole test suite, against the embedded PostgreSQL."""
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
 
 
 def run_tests_on_postgres(session: nox.Session) -> None:
     """The whole test suite, against an installed PostgreSQL."""
     major = int(session.name.rpartition("-")[2])
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *PARALLEL, *session.posargs)
 
 
@@ -103,7 +128,7 @@ for _major in POSTGRES:
 @nox.session(python=PYTHONS[OLDEST])
 def coverage(session: nox.Session) -> None:
     """The whole test suite on the oldest Python, and how much of the package it runs, child processes included."""
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     session.env["COVERAGE_FILE"] = os.path.join(ROOT, session.virtualenv.location, "data")  # with its hundreds of parts
     session.run("python", "-m", "coverage", "erase")
     session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *PARALLEL, *session.posargs)
@@ -156,7 +181,7 @@ def package(session: nox.Session) -> None:
 @nox.session(default=False)
 def model(session: nox.Session) -> None:
     """Try many more interleavings and rounds at random than the tests do: about twenty minutes."""
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     chosen = session.posargs or ["tests/model", "tests/peer_bugs", "tests/fuzz"]
     session.run("python", "-m", "pytest", "--hypothesis-profile=long", *chosen)
 
@@ -164,27 +189,39 @@ def model(session: nox.Session) -> None:
 @nox.session(default=False)
 def examples(session: nox.Session) -> None:
     """Run the examples as their readers would; the test suite has them too."""
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     session.run("python", "-m", "pytest", "tests/examples", *session.posargs)
 
 
 @nox.session(default=False)
 def figures(session: nox.Session) -> None:
     """Hold the times that the promises name exactly: on a machine that does nothing else."""
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     session.run("python", "-m", "pytest", "--figures", "-m", "figures", *session.posargs)
 
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md."""
-    prepare(session, "test", extras="embedded,uvloop")
+    prepare_tests(session)
     rows = session.create_tmp()
     for old in Path(rows).glob("*.json"):
         old.unlink()
     form = {"PGQ_ANYIO_TEST_FAULTS": "long", "PGQ_ANYIO_TEST_FAULT_ROWS": rows}
     session.run("python", "-m", "pytest", "tests/faults", *session.posargs, env=form)
     session.run("python", "-m", "tests.faults.report", rows)
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Write the newest versions that the tests may run with, and their hashes, into the lock. Look at what changes."""
+    prepare(session, "lock")
+    groups = [f"--group={name}" for name in ("test", "build")]
+    extras = [f"--extra={name}" for name in ("embedded", "uvloop")]
+    text = ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", f"--output-file={LOCK}"]
+    text += ["--custom-compile-command=python3 noxfile.py -s lock"]
+    wanted = ["--universal", "--generate-hashes", "--upgrade", f"--python-version={OLDEST}", *groups, *extras]
+    session.run("uv", "pip", "compile", "--quiet", "pyproject.toml", *wanted, *text, *session.posargs)
 
 
 @nox.session(default=False)
