@@ -22,6 +22,12 @@ Ending = tuple[Held | HeldSchedule, Outcome]
 #: Bytes of a payload, or characters of an error, that count like one more outcome.
 UNIT: Final = 10_000
 
+#: So many outcomes that came while the last batch was stored promise more (a worker that does little else).
+BUSY: Final = 8
+#: How many are worth a batch of their own, and how long the first may wait for them (in seconds).
+WORTHWHILE: Final = 100
+PATIENCE: Final = 0.005
+
 
 def weigh(ending: Ending) -> int:
     """For how many outcomes this one counts."""
@@ -34,7 +40,9 @@ def weigh(ending: Ending) -> int:
 
 @attrs.define(eq=False)
 class Endings:
-    """Gathers what ended while the last batch was being stored. No timer: at low load nothing ever waits."""
+    """Gathers what ended while the last batch was being stored, and under load a little longer: a batch of ten costs
+    as much as one of a hundred. At low load nothing ever waits, nor does an outcome that others wait for.
+    """
 
     _gathered: list[Ending] = attrs.field(factory=list, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
@@ -45,6 +53,10 @@ class Endings:
     _taken_weight: int = attrs.field(default=0, init=False)
     _weight: int = attrs.field(default=0, init=False)
     _all_stored: anyio.Event | None = attrs.field(default=None, init=False)
+    #: whether somebody waits for one of those that were gathered
+    _urgent: bool = attrs.field(default=False, init=False)
+    #: ends a wait for more
+    _worthwhile: anyio.Event | None = attrs.field(default=None, init=False)
 
     @property
     def unstored(self) -> int:
@@ -56,8 +68,11 @@ class Endings:
         """As ``unstored``, with large ones counted for more."""
         return self._weight
 
-    def put(self, held: Held | HeldSchedule, outcome: Outcome) -> None:
-        """Hand over the outcome of what has ended. Never waits, never fails."""
+    def put(self, held: Held | HeldSchedule, outcome: Outcome, *, urgent: bool = False) -> None:
+        """Hand over the outcome of what has ended. Never waits, never fails.
+
+        :param urgent: whether others wait for it to be stored, as for the slot of a limited name
+        """
         ending = (held, outcome)
         weight = weigh(ending)
         self._gathered.append(ending)
@@ -65,11 +80,25 @@ class Endings:
         self._weight += weight
         self._unstored += 1
         self._bell.ring()
+        if urgent:
+            self._urgent = True
+        if self._worthwhile is not None and (urgent or self._gathered_weight >= WORTHWHILE):
+            self._worthwhile.set()
 
     def close(self) -> None:
         """Let the completer end once everything is stored."""
         self._closed = True
         self._bell.ring()
+        if self._worthwhile is not None:
+            self._worthwhile.set()
+
+    async def wait_worthwhile(self) -> None:
+        """If outcomes come fast, wait for a batch that is worth it, but not for long."""
+        if BUSY <= self._gathered_weight < WORTHWHILE and not self._urgent and not self._closed:
+            self._worthwhile = anyio.Event()
+            with anyio.move_on_after(PATIENCE):
+                await self._worthwhile.wait()
+            self._worthwhile = None
 
     async def take(self, most: int) -> list[Ending]:
         """Up to ``most`` outcomes, fewer if they are large, as soon as there are any; an empty list once the queue is
@@ -90,6 +119,7 @@ class Endings:
                 count, weight = count + 1, weight + more
         batch = self._gathered[:count]
         del self._gathered[:count]
+        self._urgent = self._urgent and bool(self._gathered)
         self._gathered_weight -= weight
         self._taken_weight = weight
         return batch

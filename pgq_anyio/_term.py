@@ -338,7 +338,7 @@ class Term:
 
     def _end_job(self, run: Run, outcome: Outcome) -> None:
         self.holdings.handler_ended(run)
-        self.worker.endings.put(run.held, outcome)
+        self.worker.endings.put(run.held, outcome, urgent=run.is_limited)
 
     def _start_scheduled(self, entry: ScheduleEntry, held: HeldSchedule, wanted: Wanted) -> None:
         assert self.tools is not None, "occurrences are taken while the tools are open"

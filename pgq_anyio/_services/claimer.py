@@ -4,6 +4,9 @@ A claim is a commit point: from the server's commit to the start of the jobs the
 held by a worker that does not know them. The shield ends soon after the worker is told to stop
 (``ClaimShield.hurry``); a claim that is lost all the same is remembered by its number and given back.
 
+While jobs wait and nearly all slots are taken, a claimer gives the next slots the time of one round trip to become
+free: claiming ten jobs costs as much as claiming a hundred, and a worker with short jobs would do little else.
+
 While there is work nobody notifies anybody. A claimer that finds nothing marks its worker as sleeping, looks again
 after 10 ms, 50 ms, 250 ms and 1 s (an enqueue that did not see the mark may have been under way), and then trusts
 notifications, with the poll interval as fallback. The mark stays while the worker wakes for single jobs, and is taken
@@ -48,6 +51,9 @@ HURRIED_CLAIM: Final = 0.5
 MAX_REACH: Final = 8
 #: Pause before a claim is tried again whose rows were all locked by others (in seconds, jittered).
 CONTENDED_PAUSE: Final = 0.002
+#: With less room than this part of a whole claim it is worth waiting for more, but no longer than this (in seconds).
+WORTHWHILE_SHARE: Final = 4
+LONGEST_GATHERING: Final = 0.005
 
 #: What a claimer that is at work uses; seq scans, hash and merge joins are never right for it, whatever ANALYZE has
 #: seen.
@@ -114,6 +120,9 @@ class Claimer:
     leaving: Callable[[], bool]
     #: rows looked at per row wanted
     reach: int = attrs.field(default=1, init=False)
+    #: whether the last claim left jobs behind for want of room, and how long it took (in seconds)
+    behind: bool = attrs.field(default=False, init=False)
+    took: float = attrs.field(default=0.0, init=False)
     #: whether the worker row says that enqueuers should notify us
     sleeping: bool = attrs.field(default=False, init=False)
     #: how many of LOOK_AGAIN have passed
@@ -122,11 +131,18 @@ class Claimer:
     #: which of the line's connections made the last claim
     connection_no: int = attrs.field(default=0, init=False)
 
+    @property
+    def has_worthwhile_room(self) -> bool:
+        """Whether there is room for a good part of the largest claim that there can be."""
+        largest = min(self.batch_size, self.holdings.max_concurrency)
+        return self.holdings.room * WORTHWHILE_SHARE >= largest
+
 
 async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Claim until cancelled."""
     claimer.idled_at = anyio.current_time()
     task_status.started()
+    gathered = False
     while True:
         # A claim is shielded: without this, a cancelled claimer would claim what is given back, again and again.
         await checkpoint_if_cancelled()
@@ -138,10 +154,15 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
         elif claimer.holdings.room < 1:
             claimer.holdings.wait_hungry()
             await claimer.room.wait()
+        elif not gathered and claimer.behind and not claimer.has_worthwhile_room:
+            gathered = True
+            await anyio.sleep(min(claimer.took, LONGEST_GATHERING))
         elif await retrying(partial(claim_once, claimer), what="claiming jobs"):
+            gathered = False
             if claimer.sleeping and anyio.current_time() - claimer.idled_at > AWAKE_AFTER:
                 await _mark(claimer, sleeping=False)
         else:
+            gathered = False
             await _rest(claimer)
 
 
@@ -168,7 +189,10 @@ async def claim_once(claimer: Claimer) -> bool:
                 return True
             number = claimer.holdings.open_claim(limit)
             lanes = claimer.hints.lanes(anyio.current_time())
+            asked_at = anyio.current_time()
             claim = await _claim(claimer, conn, lanes, number, limit)
+            claimer.took = anyio.current_time() - asked_at
+            claimer.behind = len(claim.jobs) == limit
             claimer.hints.learn(claim.jobs)
             claimer.start_jobs([job for job, _ in claim.jobs], number)
     finally:

@@ -1,4 +1,5 @@
-"""Stores outcomes: everything that ended while the last batch was under way goes into the next one.
+"""Stores outcomes: everything that ended while the last batch was under way goes into the next one, and when that is
+much, what ends within the next few milliseconds too.
 
 The task is shielded: outcomes are stored even while everything around is being cancelled. It ends once its queue is
 closed and empty; whoever closes the queue bounds the rest with ``CompleterShield.limit``. Outcomes are fenced, so a
@@ -77,6 +78,7 @@ async def run_completer(
                 await retrying(store_it, what="storing outcomes", patience=PATIENCE)
                 endings.stored(batch)
                 on_stored(batch)
+                await endings.wait_worthwhile()
         finally:
             line.close()
     if endings.unstored:
