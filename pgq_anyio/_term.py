@@ -89,6 +89,8 @@ class Worker:
     stop: Stop
     lifespan: Lifespan
     endings: Endings = attrs.field(factory=Endings, init=False)
+    #: rings with every answer to a heartbeat
+    heard: Doorbell = attrs.field(factory=Doorbell, init=False)
     #: what the lifespan gave
     resources: Any = attrs.field(default=None, init=False)
     #: the present term, once there is one
@@ -400,6 +402,7 @@ class Term:
 
     def _on_pulse(self, pulse: Pulse, asked_at: float) -> None:
         self.peers = len(pulse.peers)
+        self.worker.heard.ring()
         self.promoter.observe(pulse)
         if pulse.outdated:
             self.limited.outdate()

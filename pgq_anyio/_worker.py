@@ -77,6 +77,7 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
                     shield,
                     on_stored=worker.on_stored,
                     leaving=lambda: worker.stop.requested,
+                    heard=worker.heard,
                 ),
                 name="completer",
             )

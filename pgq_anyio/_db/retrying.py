@@ -11,6 +11,7 @@ import anyio
 import psycopg
 from anyio.lowlevel import checkpoint
 
+from .._doorbell import Doorbell
 from .._retry import RetryPolicy
 
 T = TypeVar("T")
@@ -70,7 +71,12 @@ def is_transient(error: BaseException) -> bool:
 
 
 async def retrying(
-    attempt: Callable[[], Awaitable[T]], *, what: str, max_time: float | None = None, patience: float | None = None
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    what: str,
+    max_time: float | None = None,
+    patience: float | None = None,
+    hurry: Doorbell | None = None,
 ) -> T:
     """Repeat ``attempt`` for as long as it ends in errors that pass.
 
@@ -83,6 +89,8 @@ async def retrying(
     :param patience: the longest that the first attempt may take (in seconds); one that takes longer is interrupted and
         counts as an error that passes: the connection may have gone silent. The next one gets twice the time, in case
         that it is the server that is slow. ``None`` waits for ever
+    :param hurry: ends a pause when it rings: the database has been heard elsewhere. A ring from before the failure
+        counts too, which costs one attempt
     :return: what ``attempt`` returns
     :raises psycopg.Error: if it cannot succeed, or ``max_time`` is over
     """
@@ -118,4 +126,9 @@ async def retrying(
             return result
         if max_time is not None:
             pause = min(pause, max(0.0, began_at + max_time - anyio.current_time()))
-        await (anyio.sleep(pause) if pause > 0 else checkpoint())
+        if pause <= 0:
+            await checkpoint()
+        elif hurry is not None:
+            await hurry.wait(pause)
+        else:
+            await anyio.sleep(pause)

@@ -4,6 +4,9 @@ much, what ends within the next few milliseconds too.
 The task is shielded: outcomes are stored even while everything around is being cancelled. It ends once its queue is
 closed and empty; whoever closes the queue bounds the rest with ``CompleterShield.limit``. Outcomes are fenced, so a
 batch whose answer was lost is simply sent again: rows that are gone do not match.
+
+Pauses between attempts grow while the database is away, up to ten seconds. A heartbeat that gets through ends the
+pause: what has ended must not wait once the database is back.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from psycopg import DataError
 from .._db import Connection, retrying
 from .._db.line import Line
 from .._db.retrying import PATIENCE
+from .._doorbell import Doorbell
 from .._endings import Ending, Endings
 from .._lifecycle import ErrorText, Failed, Outcome, Succeeded
 from .._models import Held
@@ -65,17 +69,19 @@ async def run_completer(
     *,
     on_stored: Callable[[Batch], None],
     leaving: Callable[[], bool],
+    heard: Doorbell,
 ) -> None:
     """Store outcomes until the queue is closed and empty, or until the shield's limit has passed.
 
     :param on_stored: called with every batch that the database has answered for
     :param leaving: whether this worker starts no scheduled runs any more
+    :param heard: rings when a heartbeat has got through
     """
     with shield.scope:
         try:
             while batch := await endings.take(BATCH):
                 store_it = partial(store_batch, line, store, batch, leaving=leaving())
-                await retrying(store_it, what="storing outcomes", patience=PATIENCE)
+                await retrying(store_it, what="storing outcomes", patience=PATIENCE, hurry=heard)
                 endings.stored(batch)
                 on_stored(batch)
                 await endings.wait_worthwhile()

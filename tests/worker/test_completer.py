@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
+import anyio
+import psycopg
 import pytest
 
-from pgq_anyio import JobStatus, PsycopgDriver, Queries
+from pgq_anyio import Job, JobStatus, PgQueuer, PsycopgDriver, Queries
 from pgq_anyio._db import Connection
 from pgq_anyio._db.line import Line
 from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Again, ErrorText, Failed, Outcome
 from pgq_anyio._models import Held
+from pgq_anyio._retry import RetryPolicy
+from pgq_anyio._services import completer
 from pgq_anyio._services.completer import store_batch
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store.queued import claim_sweep
 from pgq_anyio._store.worker import register_worker
+from pgq_anyio.testing import running_worker
 
 pytestmark = pytest.mark.anyio
+
+#: The module: the package gives its function by the same name.
+retrying_module = import_module("pgq_anyio._db.retrying")
 
 
 async def hold(conn: Connection, store: Store, queries: Queries, number: int) -> list[Held]:
@@ -67,3 +78,33 @@ async def test_a_batch_that_is_sent_again_changes_nothing(
         [first.job.id, second.job.id]
     )
     line.close()
+
+
+@pytest.mark.promise(16)
+async def test_a_heartbeat_that_gets_through_ends_the_pause_of_an_outcome(
+    app: PgQueuer, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long outage pauses are long: here an hour. What has ended is stored once a heartbeat is answered."""
+    failures, stored, store_it = 3, anyio.Event(), completer.store_batch
+
+    async def fail_at_first(*arguments: Any, **options: Any) -> int:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise psycopg.OperationalError("the server is away")
+        number = await store_it(*arguments, **options)
+        stored.set()
+        return number
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        pass
+
+    monkeypatch.setattr(retrying_module, "_POLICY", RetryPolicy(initial_delay=3600, max_delay=3600))
+    monkeypatch.setattr(completer, "store_batch", fail_at_first)
+    async with running_worker(app, lease=2):
+        (job_id,) = await queries.enqueue("fetch")
+        with anyio.fail_after(30):
+            await stored.wait()
+        assert {job_id: JobStatus.SUCCESSFUL} == await queries.job_status([job_id])
+    assert 0 == failures
