@@ -68,8 +68,19 @@ def check_run_settings(
         lease=seconds("lease", lease, at_least=MIN_LEASE),
         shutdown_grace=seconds("shutdown_grace", shutdown_grace),
         cancel_grace=seconds("cancel_grace", cancel_grace),
-        signals=tuple(signal.Signals(number) for number in signals),
+        signals=_check_signals(signals),
         block_warning=None if block_warning is None else seconds("block_warning", block_warning, above=0.0),
         retention=check_retention(retention),
         exit_process=exit_process,
     )
+
+
+def _check_signals(numbers: Sequence[signal.Signals]) -> tuple[signal.Signals, ...]:
+    try:
+        if isinstance(numbers, str | bytes):
+            raise TypeError
+        return tuple(signal.Signals(number) for number in numbers)
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"signals must be a list of signals, such as [signal.SIGTERM], not {numbers!r}"
+        ) from None
