@@ -213,6 +213,22 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Jobs of all kinds and a fault every 20 s, for 30 minutes; the tables go into docs/reliability.md.
+
+    PGQ_ANYIO_TEST_SOAK_MINUTES and PGQ_ANYIO_TEST_SOAK_RATE (2,000 jobs in a second) change the size.
+    """
+    prepare_tests(session)
+    results = session.create_tmp()
+    for old in Path(results).glob("*.json"):
+        old.unlink()
+    form = {"PGQ_ANYIO_TEST_SOAK_ROWS": results}
+    form["PGQ_ANYIO_TEST_SOAK_MINUTES"] = os.environ.get("PGQ_ANYIO_TEST_SOAK_MINUTES", "30")
+    session.run("python", "-m", "pytest", "-s", "tests/soak", *session.posargs, env=form)
+    session.run("python", "-m", "tests.soak.report", results)
+
+
+@nox.session(default=False)
 def lock(session: nox.Session) -> None:
     """Write the newest versions that the tests may run with, and their hashes, into the lock. Look at what changes."""
     prepare(session, "lock")

@@ -51,11 +51,11 @@ def describe_machine() -> str:
     return f"Python {platform.python_version()}, {platform.system()}, {platform.machine()}.\n"
 
 
-def put_in(page: str, text: str) -> str:
+def put_in(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """Replace what is between the markers."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main(directory: str) -> None:
