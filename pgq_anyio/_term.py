@@ -67,6 +67,8 @@ from ._timetable import HeldSchedule, Wanted
 
 logger = logging.getLogger("pgq_anyio.worker")
 
+#: How long a registration that is interrupted may take to be cancelled on the server (in seconds).
+REGISTRATION_CLEANUP: Final = 1.0
 #: Claims of limited names are waited for: one that a crash of the server undid would break exactness. Each statement
 #: has to have a snapshot of its own, whatever the database's default is.
 LIMITED_SETTINGS: Final = {
@@ -132,8 +134,7 @@ class Term:
         self.peers = 0
         self._schedule_threads = CapacityLimiter(math.inf)
 
-        # A heartbeat that is not answered is tried on another connection, without a second's delay.
-        self.heartbeat_line = Line(worker.driver, "heartbeat", cleanup_timeout=0.0)
+        self.heartbeat_line = Line(worker.driver, "heartbeat", cleanup_timeout=REGISTRATION_CLEANUP)
         self.dispatch_line = Line(worker.driver, "dispatch", dict(DISPATCH_SETTINGS), cleanup_timeout=0.5)
         self.limited_line = Line(worker.driver, "dispatch limited", dict(LIMITED_SETTINGS), cleanup_timeout=0.5)
         self.maintenance_line = Line(worker.driver, "maintenance")
@@ -247,9 +248,15 @@ class Term:
     # -- registration ----------------------------------------------------------------------------------------------
 
     async def register(self) -> None:
-        """Become a worker. The lease counts from before the request."""
+        """Become a worker. The lease counts from before the request.
+
+        An interrupted request is cancelled on the server and waited for: one that was left to itself could be committed
+        after our farewell, and nobody would remove its row before the lease is over.
+        """
         await retrying(self._register_once, what="registering the worker", patience=self.lease)
         await retrying(self._define_limits_once, what="defining limits", patience=self.lease)
+        # From now on, what is not answered is tried on another connection, without a second's delay.
+        self.heartbeat_line.limit_cleanup(0.0)
 
     async def _register_once(self) -> None:
         asked_at = anyio.current_time()

@@ -56,6 +56,12 @@ class Line:
             conn.cleanup_timeout = self.cleanup_timeout
         return conn
 
+    def limit_cleanup(self, timeout: float) -> None:
+        """Change ``cleanup_timeout``, for the connection that is open too."""
+        self.cleanup_timeout = timeout
+        if self._conn is not None:
+            self._conn.cleanup_timeout = timeout
+
     def close(self) -> None:
         """Close at once, without waiting."""
         if self._conn is not None:
