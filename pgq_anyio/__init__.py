@@ -1,8 +1,9 @@
 """pgq_anyio: a PostgreSQL job queue and cron scheduler in which structured concurrency is the design."""
 
 from ._app import PgQueuer
+from ._cancellation import Cancellation
 from ._client import Queries, SyncQueries
-from ._context import Cancellation, Context, current_context
+from ._context import Context, current_context
 from ._db import PsycopgDriver
 from ._errors import AppLoadError, ConfigurationError, JobTimeout, PgqError, SchemaError
 from ._executors import (
