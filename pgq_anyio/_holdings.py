@@ -1,5 +1,10 @@
 """What this worker holds: the jobs it has claimed, its claim numbers, and how much more it may take.
 
+Two claimers share the slots, one of limited names and one of all others, and jobs start by priority whichever kind
+they are. Only a claim of limited names can tell which of them may start now. So while there may be any, their claimer
+has the *turn*: its claims take jobs of both kinds in one order, and the other claimer waits. It has no turn while it
+has nothing to claim, cannot, or does not get on.
+
 All decisions are synchronous; nothing here waits.
 """
 
@@ -29,7 +34,7 @@ class Run:
     held: Held
     entrypoint: Entrypoint
     context: Context
-    #: whether it was claimed by the claimer of limited names
+    #: whether its name has limits
     is_limited: bool = False
     #: whether the handler has ended (or will never start): only the outcome is still to be stored
     ended: bool = False
@@ -40,18 +45,6 @@ class Run:
     def title(self) -> str:
         """What logs call it."""
         return f"job {self.held.job.id} of {self.held.job.entrypoint!r}"
-
-
-@attrs.define(eq=False)
-class Party:
-    """One of the two claimers that share the worker's capacity."""
-
-    #: how many handlers run for it, or are about to
-    busy: int = 0
-    #: how many more its claims under way may bring
-    reserved: int = 0
-    #: whether its last claim was cut short by the worker's capacity
-    hungry: bool = False
 
 
 @attrs.define(eq=False)
@@ -73,12 +66,14 @@ class Holdings:
     _runs: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
     _running: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
     _by_id: dict[JobId, Run] = attrs.field(factory=dict, init=False)
-    #: claims under way, with who makes them and how many jobs they may bring
-    _in_flight: dict[int, tuple[Party, int]] = attrs.field(factory=dict, init=False)
-    _open: Party = attrs.field(factory=Party, init=False)
-    _limited: Party = attrs.field(factory=Party, init=False)
-    #: who got jobs last
-    _served: Party | None = attrs.field(default=None, init=False)
+    #: claims under way, with how many jobs they may bring, and all that together
+    _in_flight: dict[int, int] = attrs.field(factory=dict, init=False)
+    _reserved: int = attrs.field(default=0, init=False)
+    #: the number of the turn that the claimer of limited names has, or had last
+    turn: int = attrs.field(default=0, init=False)
+    _has_turn: bool = attrs.field(default=False, init=False)
+    #: whether it was waited for in vain, and has not moved since
+    _is_late: bool = attrs.field(default=False, init=False)
     _unresolved: set[int] = attrs.field(factory=set, init=False)
     #: requests that came before the claim's answer did: (job id, claim number)
     _early: set[tuple[JobId, int]] = attrs.field(factory=set, init=False)
@@ -87,29 +82,37 @@ class Holdings:
 
     @property
     def room(self) -> int:
-        """How many more jobs may be claimed."""
-        return self._room(self._open, self._limited)
+        """How many more jobs may be claimed by a claimer that looks at names without limits only."""
+        return 0 if self._has_turn else self.free
 
     @property
-    def limited_room(self) -> int:
-        """How many more jobs of limited names may be claimed."""
-        return self._room(self._limited, self._open)
-
-    def _room(self, mine: Party, other: Party) -> int:
-        """What is free; or half of the whole, less what is mine, while the other claimer waits for more. The odd one
-        goes to who was not served last, so that both take turns even in a worker of one slot.
-        """
+    def free(self) -> int:
+        """How many more jobs may be claimed."""
         if self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency:
             return 0
-        free = self.max_concurrency - len(self._running) - mine.reserved - other.reserved
-        if not other.hungry:
-            return free
-        share = (self.max_concurrency + (self._served is not mine)) // 2
-        return min(free, share - mine.busy - mine.reserved)
+        return self.max_concurrency - len(self._running) - self._reserved
 
-    def wait_hungry(self, *, limited: bool = False) -> None:
-        """A claimer has something to claim and no room: the other one is to leave it some."""
-        (self._limited if limited else self._open).hungry = True
+    def take_turn(self) -> None:
+        """There may be jobs of limited names: their claimer is to claim for both kinds."""
+        if not self._has_turn and not self._is_late:
+            self._has_turn = True
+            self.turn += 1
+
+    def end_turn(self, *, next_one: bool = False) -> None:
+        """The claimer of limited names has claimed, or cannot, or has nothing to claim.
+
+        :param next_one: whether there may be more for it
+        """
+        self._has_turn = self._is_late = False
+        if next_one:
+            self.take_turn()
+        else:
+            self.on_room()
+
+    def break_turn(self) -> None:
+        """The claimer of limited names does not get on: it is not waited for again before it does."""
+        self._has_turn, self._is_late = False, True
+        self.on_room()
 
     @property
     def busy(self) -> int:
@@ -118,35 +121,28 @@ class Holdings:
 
     # -- claims ----------------------------------------------------------------------------------------------------
 
-    def open_claim(self, size: int, *, limited: bool = False) -> int:
+    def open_claim(self, size: int) -> int:
         """A fresh claim number: the fence of the jobs it will bring.
 
         :param size: the most jobs that it may bring
-        :param limited: whether the claimer of limited names makes it
         """
         number = next(_claim_numbers)
-        party = self._limited if limited else self._open
-        party.reserved += size
-        self._in_flight[number] = party, size
+        self._reserved += size
+        self._in_flight[number] = size
         return number
 
-    def resolve_claim(self, number: int, *, hungry: bool) -> None:
-        """The answer to a claim has come, and its jobs are held.
-
-        :param hungry: whether it would have brought more if the worker had more room
-        """
-        self._close_claim(number, hungry=hungry)
+    def resolve_claim(self, number: int) -> None:
+        """The answer to a claim has come, and its jobs are held."""
+        self._close_claim(number)
         self._early = {key for key in self._early if key[1] in self._in_flight}
 
-    def _close_claim(self, number: int, *, hungry: bool) -> None:
-        party, size = self._in_flight.pop(number)
-        party.reserved -= size
-        party.hungry = hungry
+    def _close_claim(self, number: int) -> None:
+        self._reserved -= self._in_flight.pop(number)
         self.on_room()
 
     def lose_claim(self, number: int) -> None:
         """The answer to a claim will never come: what it took is to be given back, however late it commits."""
-        self._close_claim(number, hungry=False)
+        self._close_claim(number)
         self._unresolved.add(number)
         self.on_lost_claim()
 
@@ -163,8 +159,6 @@ class Holdings:
         self._runs[key] = run
         self._running[key] = run
         self._by_id[run.held.job.id] = run
-        self._served = self._limited if run.is_limited else self._open
-        self._served.busy += 1
         if key in self._early:
             run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace)
 
@@ -173,7 +167,6 @@ class Holdings:
         run.ended = True
         job_id = run.held.job.id
         del self._running[job_id, run.held.claim_no]
-        (self._limited if run.is_limited else self._open).busy -= 1
         # A job may be held twice for a moment: its claim was undone by a crash of the server, and we claimed it again.
         if self._by_id.get(job_id) is run:
             del self._by_id[job_id]

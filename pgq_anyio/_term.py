@@ -194,7 +194,9 @@ class Term:
             holdings=self.holdings,
             shield=self._limited_shield.open,
             on_answer=lambda in_time: self._limited_shield.answered(in_time=in_time),
-            start_jobs=partial(self._start_jobs, is_limited=True),
+            front=self.claimer.front,
+            on_connection=self.claimer.forget,
+            start_jobs=self._start_jobs,
             on_names=self._share_names,
             on_idle=self.drain.bell.ring,
             leaving=self._leaving,
@@ -321,10 +323,11 @@ class Term:
         settings = self.worker.settings
         self.tools = ExecutionTools(CapacityLimiter(settings.max_concurrency), process_pool, settings.cancel_grace)
 
-    def _start_jobs(self, jobs: Sequence[Job], claim_no: int, *, is_limited: bool = False) -> None:
+    def _start_jobs(self, jobs: Sequence[Job], claim_no: int) -> None:
         assert self.tools is not None, "jobs are claimed while the tools are open"
         assert self.jobs is not None, "jobs are claimed inside the jobs group"
         runs: list[Run] = []
+        limited = self.limited.names
         for job in jobs:
             entrypoint = self.worker.registry.entrypoints[job.entrypoint]
             context = Context(
@@ -334,7 +337,7 @@ class Term:
                 tools=self.tools,
                 outer=self.outer,
             )
-            run = Run(Held(job, self.worker_id, claim_no), entrypoint, context, is_limited)
+            run = Run(Held(job, self.worker_id, claim_no), entrypoint, context, job.entrypoint in limited)
             self.holdings.add(run)
             if self.worker.stop.requested:
                 self._end_job(run, unstarted_outcome(context))

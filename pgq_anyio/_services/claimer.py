@@ -7,6 +7,8 @@ held by a worker that does not know them. The shield ends soon after the worker 
 While jobs wait and nearly all slots are taken, a claimer gives the next slots the time of one round trip to become
 free: claiming ten jobs costs as much as claiming a hundred, and a worker with short jobs would do little else.
 
+While the claimer of limited names has the turn (``_holdings.py``) it takes these jobs along, and moves the hints.
+
 While there is work nobody notifies anybody. A claimer that finds nothing marks its worker as sleeping, looks again
 after 10 ms, 50 ms, 250 ms and 1 s (an enqueue that did not see the mark may have been under way), and then trusts
 notifications, with the poll interval as fallback. The mark stays while the worker wakes for single jobs, and is taken
@@ -54,6 +56,8 @@ CONTENDED_PAUSE: Final = 0.002
 #: With less room than this part of a whole claim it is worth waiting for more, but no longer than this (in seconds).
 WORTHWHILE_SHARE: Final = 4
 LONGEST_GATHERING: Final = 0.005
+#: The longest that the claimer of limited names is waited for between two of its answers (in seconds).
+LONGEST_TURN: Final = 0.5
 
 #: What a claimer that is at work uses; seq scans, hash and merge joins are never right for it, whatever ANALYZE has
 #: seen.
@@ -130,6 +134,18 @@ class Claimer:
     idled_at: float = attrs.field(default=0.0, init=False)
     #: which of the line's connections made the last claim
     connection_no: int = attrs.field(default=0, init=False)
+    #: the turn of the other claimer that is waited for, and until when
+    turn: int = attrs.field(default=0, init=False)
+    turn_ends_at: float = attrs.field(default=0.0, init=False)
+
+    def front(self) -> Hints | None:
+        """The hints for a claim that takes these jobs along, or ``None`` if there are no such names."""
+        return self.hints if self.hints.entrypoints else None
+
+    def forget(self) -> None:
+        """A crash of the server may have undone what was not waited for: the mark too."""
+        self.hints.forget()
+        self.sleeping = False
 
     @property
     def has_worthwhile_room(self) -> bool:
@@ -152,8 +168,7 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
             claimer.on_idle()
             await claimer.bell.wait()
         elif claimer.holdings.room < 1:
-            claimer.holdings.wait_hungry()
-            await claimer.room.wait()
+            await _wait_room(claimer)
         elif not gathered and claimer.behind and not claimer.has_worthwhile_room:
             gathered = True
             await anyio.sleep(min(claimer.took, LONGEST_GATHERING))
@@ -180,10 +195,8 @@ async def claim_once(claimer: Claimer) -> bool:
         with claimer.shield.open():
             conn = await claimer.line.connection()
             if claimer.line.opened != claimer.connection_no:
-                # A crash of the server may have undone what was not waited for: the mark too.
                 claimer.connection_no = claimer.line.opened
-                claimer.hints.forget()
-                claimer.sleeping = False
+                claimer.forget()
             limit = min(claimer.holdings.room, claimer.batch_size)
             if limit < 1:
                 return True
@@ -200,7 +213,7 @@ async def claim_once(claimer: Claimer) -> bool:
             if claim is None:
                 claimer.holdings.lose_claim(number)
             else:
-                claimer.holdings.resolve_claim(number, hungry=len(claim.jobs) == limit)
+                claimer.holdings.resolve_claim(number)
     claimer.shield.answered(in_time=claim is not None)
     if claim is None:
         claimer.line.close()
@@ -234,6 +247,20 @@ async def _claim(claimer: Claimer, conn: Connection, lanes: Lanes | None, number
     now = anyio.current_time()
     claimer.hints.swept(now, now - started)
     return claim
+
+
+async def _wait_room(claimer: Claimer) -> None:
+    """Wait for a slot, and for the turn of the other claimer to end; but that one may hang."""
+    timeout: float | None = None
+    if claimer.holdings.free > 0:
+        now = anyio.current_time()
+        if claimer.turn != claimer.holdings.turn:
+            claimer.turn, claimer.turn_ends_at = claimer.holdings.turn, now + LONGEST_TURN
+        timeout = claimer.turn_ends_at - now
+        if timeout <= 0:
+            claimer.holdings.break_turn()
+            return
+    await claimer.room.wait(timeout)
 
 
 async def _rest(claimer: Claimer) -> None:

@@ -9,6 +9,8 @@ a name has to wait for decides when it is asked for again:
 - its next token is not due: until it is;
 - it has nothing queued: until a notification, as for other names (the row of the worker lists such names).
 
+Its claims take jobs of the other names along, so that all start in one order (the *turn* of ``_holdings.py``).
+
 Nothing depends on notifications: each name is looked at again after the poll interval. Names are found in memory of the
 registered limits, but what they allow is read by each claim: the database's definition holds.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -39,6 +42,7 @@ from .._limits import Limits
 from .._models import Job
 from .._store._sql import Store
 from .._store.limiter import (
+    NOWHERE,
     Definition,
     LimitedClaim,
     Scan,
@@ -54,6 +58,8 @@ logger = logging.getLogger("pgq_anyio.limits")
 
 #: How far a claim reaches beyond rows that others have locked.
 MAX_REACH: Final = 8
+#: Pause before a claim is tried again whose rows were all locked by others (in seconds, jittered).
+CONTENDED_PAUSE: Final = 0.002
 #: Without being empty for this long, nobody has to notify us for a name (in seconds).
 AWAKE_AFTER: Final = 1.0
 #: Pause between two notifications that slots are free which we cannot take (in seconds).
@@ -74,6 +80,10 @@ class LimitedClaimer:
     shield: Callable[[], CancelScope]
     #: told whether a claim was answered in time
     on_answer: Callable[[bool], None]
+    #: the hints of the other names, or ``None`` if there are none
+    front: Callable[[], Hints | None]
+    #: told that another server may answer now
+    on_connection: Callable[[], None]
     #: starts the jobs of one claim; never waits
     start_jobs: Callable[[Sequence[Job], int], None]
     #: called when the definitions have been read: each name belongs to one of the two claimers
@@ -96,6 +106,8 @@ class LimitedClaimer:
     reach: int = attrs.field(default=1, init=False)
     told_at: float = attrs.field(default=-math.inf, init=False)
     connection_no: int = attrs.field(default=0, init=False)
+    #: whether the last claim was not answered: the next one is to block no more than one slot
+    is_wary: bool = attrs.field(default=False, init=False)
 
     # -- news, all of it synchronous -------------------------------------------------------------------------------
 
@@ -124,7 +136,7 @@ class LimitedClaimer:
             entry.wake()
         self._outdated = False
         self.on_names()
-        self._bell.ring()
+        self._ring()
 
     def outdate(self) -> None:
         """The limits in the database have changed."""
@@ -136,7 +148,7 @@ class LimitedClaimer:
         """There may be something for a name (``None``: for any)."""
         for one in self.names.values() if name is None else [self.names[name]]:
             one.wake(in_front=in_front)
-        self._bell.ring()
+        self._ring()
 
     def freed(self, names: Iterable[str]) -> None:
         """Outcomes of our own jobs have been stored: their slots are free."""
@@ -145,7 +157,13 @@ class LimitedClaimer:
             if one is not None:
                 one.freed = True
                 one.wake()
-                self._bell.ring()
+                self._ring()
+
+    def _ring(self) -> None:
+        """Wake this claimer, and let the other one wait for it: both may have been woken by one transaction."""
+        if self.names:
+            self.holdings.take_turn()
+        self._bell.ring()
 
     # -- what is to be done ----------------------------------------------------------------------------------------
 
@@ -185,13 +203,15 @@ async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] 
         if claimer.leaving():
             await anyio.sleep_forever()
         if claimer.outdated:
+            claimer.holdings.end_turn()
             await retrying(partial(refresh_once, claimer), what="reading the limits", patience=PATIENCE)
         elif not (due := claimer.due()):
+            claimer.holdings.end_turn()
             await _doze(claimer)
             claimer.on_idle()
             await claimer.wait_news()
-        elif claimer.holdings.limited_room < 1:
-            claimer.holdings.wait_hungry(limited=True)
+        elif claimer.holdings.free < 1:
+            claimer.holdings.take_turn()
             await _wait_room(claimer, due)
         else:
             await retrying(partial(claim_limited_once, claimer, due), what="claiming limited jobs")
@@ -210,12 +230,13 @@ async def refresh_once(claimer: LimitedClaimer) -> None:
 async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> int:
     """Make one claim for these names and start what it brings.
 
-    :return: how many jobs it brought
+    :return: how many jobs it brought, of any kind
     :raises psycopg.OperationalError: if the claim was not answered in time; its number is then remembered as lost
     """
     number: int | None = None
     limit = 0
     claim: LimitedClaim | None = None
+    passed_over = False
     try:
         with claimer.shield():
             conn = await claimer.line.connection()
@@ -225,10 +246,12 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 claimer.dozing = frozenset()
                 for one in claimer.names.values():
                     one.hints.forget()
-            limit = min(claimer.holdings.limited_room, claimer.batch_size)
+                claimer.on_connection()
+            claimer.holdings.take_turn()
+            limit = min(claimer.holdings.free, 1 if claimer.is_wary else claimer.batch_size)
             if limit < 1:
                 return 0
-            number = claimer.holdings.open_claim(limit, limited=True)
+            number = claimer.holdings.open_claim(limit)
             for one in due:
                 one.woken = False
             started_at = anyio.current_time()
@@ -236,6 +259,10 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 one.name: one.hints.lanes(started_at) if isinstance(one.hints, Hints) else one.hints.lanes()
                 for one in due
             }
+            # Somebody who holds that many rows is not waited for.
+            front = claimer.front() if claimer.reach < MAX_REACH else None
+            lanes = None if front is None else front.lanes(started_at)
+            others = NOWHERE if front is None else Scan.of(front.entrypoints, lanes)
             claim = await claim_limited(
                 conn,
                 claimer.store,
@@ -244,23 +271,31 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 claim_no=number,
                 limit=limit,
                 reach=claimer.reach,
+                others=others,
             )
             claimer.start_jobs([job for job, _ in claim.jobs], number)
-            got = len(claim.jobs)
+            has_room = len(claim.jobs) < limit
             swept = {name for name, lanes in hinted.items() if lanes is None}
-            _learn(claimer, claim, swept, anyio.current_time() - started_at, has_room=got < limit)
+            took = anyio.current_time() - started_at
+            if front is not None:
+                passed_over = _learn_of_others(front, claim, None if lanes else took, has_room=has_room)
+            contended = _learn(claimer, claim, swept, took, has_room=has_room and not passed_over)
+            contended |= passed_over
+            claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
     finally:
         if number is not None:
             if claim is None:
                 claimer.holdings.lose_claim(number)
             else:
-                now = anyio.current_time()
-                hungry = any(one.ready_at <= now for one in claimer.names.values())
-                claimer.holdings.resolve_claim(number, hungry=hungry and len(claim.jobs) == limit)
+                claimer.holdings.resolve_claim(number)
+        claimer.holdings.end_turn(next_one=claim is not None and bool(claimer.due()))
     claimer.on_answer(claim is not None)
+    claimer.is_wary = claim is None
     if claim is None:
         claimer.line.close()
         raise OperationalError("the claim was not answered in time")
+    if passed_over and not claim.jobs:
+        await anyio.sleep(CONTENDED_PAUSE * random.random())  # noqa: S311  (jitter, not a secret)
     return len(claim.jobs)
 
 
@@ -275,8 +310,11 @@ async def list_writers_once(claimer: LimitedClaimer) -> bool:
     return True
 
 
-def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool) -> None:
-    """Decide for each name when it is to be asked for again."""
+def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool) -> bool:
+    """Decide for each name when it is to be asked for again.
+
+    :return: whether others had some of the rows locked
+    """
     now = anyio.current_time()
     by_name: dict[str, list[tuple[Job, int]]] = {}
     for job, seq in claim.jobs:
@@ -294,6 +332,7 @@ def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: 
                     one.hints.found_nothing()
             elif one.name in swept:
                 one.hints.swept(now, took)
+        was_freed = one.freed
         contended |= one.answered(
             now,
             locked=answer.locked,
@@ -305,7 +344,25 @@ def _learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: 
             has_room=has_room,
             poll_interval=claimer.poll_interval,
         )
-    claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
+        if answer.slots_left and not has_room and answer.candidates > len(jobs):
+            one.freed = was_freed  # others are still to be told: its slot went to no job of its own
+    return contended
+
+
+def _learn_of_others(front: Hints, claim: LimitedClaim, sweep: float | None, *, has_room: bool) -> bool:
+    """Move the hints of the names without limits.
+
+    :param sweep: what the claim took (in seconds) if it looked at all of their queue
+    :return: whether others had some of the rows locked
+    """
+    names = frozenset(front.entrypoints)
+    jobs = [one for one in claim.jobs if one[0].entrypoint in names]
+    front.learn(jobs)
+    if sweep is not None:
+        front.swept(anyio.current_time(), sweep)
+    elif has_room:
+        front.sweep_next()
+    return has_room and len(jobs) < claim.open_candidates
 
 
 async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> None:
@@ -323,7 +380,7 @@ async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> Non
                 await notify_slots(await claimer.line.connection(), claimer.store, freed)
 
             await retrying(tell, what="telling that slots are free", patience=PATIENCE)
-            if claimer.holdings.limited_room >= 1:
+            if claimer.holdings.free >= 1:
                 return
         else:
             timeout = TELL_PAUSE - (now - claimer.told_at)

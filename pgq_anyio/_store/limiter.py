@@ -57,6 +57,8 @@ class LimitedClaim:
     #: the jobs that are now ours, in the order in which they should start, each with its place in the queue
     jobs: list[tuple[Job, int]]
     names: list[NameAnswer]
+    #: how many queued jobs of names without limits were in reach
+    open_candidates: int
 
 
 @attrs.frozen
@@ -65,18 +67,14 @@ class Scan:
 
     entrypoints: list[str]
     lanes: Lanes
-    gap_wholes: list[bool]
 
     @classmethod
     def over(cls, hinted: Mapping[str, Lanes | None]) -> Scan:
         """Combine the lanes of several names; ``None`` stands for all of a name."""
-        scan = cls(list(hinted), Lanes([], [], [], [], [], []), [])
+        scan = cls(list(hinted), Lanes([], [], [], [], [], []))
         for entrypoint, lanes in hinted.items():
             if lanes is None:
                 lanes = Lanes([], [], [], [entrypoint], [LOWEST], [HIGHEST])
-                scan.gap_wholes.append(True)
-            else:
-                scan.gap_wholes.extend([False] * len(lanes.gap_entrypoints))
             scan.lanes.entrypoints.extend(lanes.entrypoints)
             scan.lanes.priorities.extend(lanes.priorities)
             scan.lanes.seqs.extend(lanes.seqs)
@@ -85,12 +83,32 @@ class Scan:
             scan.lanes.gap_belows.extend(lanes.gap_belows)
         return scan
 
+    @classmethod
+    def of(cls, entrypoints: Sequence[str], lanes: Lanes | None) -> Scan:
+        """Look for names that have their lanes together; ``None`` stands for all of them."""
+        if lanes is None:
+            lanes = Lanes([], [], [], list(entrypoints), [LOWEST] * len(entrypoints), [HIGHEST] * len(entrypoints))
+        return cls(list(entrypoints), lanes)
+
+
+#: Looks at nothing.
+NOWHERE: Final = Scan.of([], None)
+
 
 async def claim_limited(
-    conn: Connection, store: Store, scan: Scan, *, worker_id: int, claim_no: int, limit: int, reach: int
+    conn: Connection,
+    store: Store,
+    scan: Scan,
+    *,
+    worker_id: int,
+    claim_no: int,
+    limit: int,
+    reach: int,
+    others: Scan = NOWHERE,
 ) -> LimitedClaim:
-    """Claim jobs of limited names, within their limits.
+    """Claim jobs of limited names, within their limits, and of others, in one order.
 
+    :param others: where jobs of names without limits are
     :param limit: the most jobs in all
     :param reach: rows looked at per row wanted, for names that are not serialized
     """
@@ -108,7 +126,12 @@ async def claim_limited(
                 "gap_entrypoints": lanes.gap_entrypoints,
                 "gap_aboves": lanes.gap_aboves,
                 "gap_belows": lanes.gap_belows,
-                "gap_wholes": scan.gap_wholes,
+                "open_entrypoints": others.lanes.entrypoints,
+                "open_priorities": others.lanes.priorities,
+                "open_seqs": others.lanes.seqs,
+                "open_gap_entrypoints": others.lanes.gap_entrypoints,
+                "open_gap_aboves": others.lanes.gap_aboves,
+                "open_gap_belows": others.lanes.gap_belows,
                 "worker_id": worker_id,
                 "claim_no": claim_no,
                 "limit": limit,
@@ -119,7 +142,8 @@ async def claim_limited(
         ),
     )
     names = [NameAnswer(row[2], row[8], row[9], row[10] or 0, row[11]) for row in rows if row[0] is None]
-    return LimitedClaim([(Job(row[0], *row[2:8]), row[1]) for row in rows if row[0] is not None], names)
+    jobs = [(Job(row[0], *row[2:8]), row[1]) for row in rows if row[0] is not None]
+    return LimitedClaim(jobs, names, rows[0][12] if rows else 0)
 
 
 async def define_limits(

@@ -86,7 +86,7 @@ async def test_a_claimer_that_is_behind_lets_slots_become_free(
         return True
 
     async def become_free() -> None:
-        claimer.holdings.resolve_claim(number, hungry=False)
+        claimer.holdings.resolve_claim(number)
 
     monkeypatch.setattr(claimer_module, "claim_once", claim_once)
     with anyio.fail_after(20):
@@ -95,6 +95,28 @@ async def test_a_claimer_that_is_behind_lets_slots_become_free(
             with anyio.CancelScope() as scope:
                 await run_claimer(claimer)
     assert [claimed] == rooms
+
+
+@pytest.mark.promise(19)
+async def test_a_claimer_that_hangs_in_its_turn_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one goes on, with all slots that are free, and is not held up again by mere news."""
+    claimer, number = make_claimer(3)
+    monkeypatch.setattr(claimer_module, "LONGEST_TURN", 0.01)
+    rooms = []
+
+    async def claim_once(claimer: Claimer) -> bool:
+        rooms.append(claimer.holdings.room)
+        claimer.holdings.take_turn()
+        if len(rooms) == 2:
+            scope.cancel()
+        return True
+
+    monkeypatch.setattr(claimer_module, "claim_once", claim_once)
+    claimer.holdings.take_turn()
+    with anyio.fail_after(20), anyio.CancelScope() as scope:
+        await run_claimer(claimer)
+    assert [3, 3] == rooms
+    claimer.holdings.lose_claim(number)
 
 
 @pytest.mark.parametrize("end", ["enough", "urgent", "closed"])

@@ -11,10 +11,10 @@ import pytest
 from pgq_anyio import AbstractEntrypointExecutor, PgQueuer
 from pgq_anyio._errors import ConfigurationError
 from pgq_anyio._hints import Hints
-from pgq_anyio._holdings import Holdings, Run
+from pgq_anyio._holdings import Holdings
 from pgq_anyio._limited_name import LOCKED_PAUSE, LONGEST_PAUSE, LOOK_AGAIN, LimitedName
 from pgq_anyio._limits import UNLIMITED, Limits
-from pgq_anyio._models import Held, Job, JobId
+from pgq_anyio._models import Job, JobId
 from pgq_anyio._registry import ExecutorParameters
 
 POLL = 30.0
@@ -195,58 +195,42 @@ def holdings(room: int) -> Holdings:
     )
 
 
-def claim(held: Holdings, *, limited: bool, number: int | None = None, hungry: bool = True) -> list[Run]:
-    """Claim all there is room for, or ``number``; start it."""
-    size = held.limited_room if limited else held.room
-    claim_no = held.open_claim(size, limited=limited)
-    runs: list[Run] = []
-    nobody: Any = None  # nothing here runs them
-    for job_id in range(size if number is None else number):
-        job = Job(JobId(claim_no * 1000 + job_id), "fetch", None, 0, 1, 0, datetime.now(UTC))
-        run = Run(Held(job, 1, claim_no), nobody, nobody, limited)
-        held.add(run)
-        runs.append(run)
-    held.resolve_claim(claim_no, hungry=hungry)
-    return runs
-
-
 @pytest.mark.promise(16, 19)
 def test_claims_under_way_reserve_their_room() -> None:
     """Two claimers at the same moment never bring in more than the worker can hold; a lost claim frees what it held."""
     held = holdings(10)
     number = held.open_claim(7)
-    assert (3, 3) == (held.room, held.limited_room)
-    other = held.open_claim(3, limited=True)
-    assert (0, 0) == (held.room, held.limited_room)
+    assert (3, 3) == (held.room, held.free)
+    other = held.open_claim(3)
+    assert (0, 0) == (held.room, held.free)
     held.lose_claim(number)
-    held.resolve_claim(other, hungry=False)
-    assert (10, 10) == (held.room, held.limited_room)
+    held.resolve_claim(other)
+    assert (10, 10) == (held.room, held.free)
 
 
-@pytest.mark.promise(19)
-@pytest.mark.parametrize("room", [1, 2, 3, 10])
-def test_hungry_claimers_share(room: int) -> None:
-    """Whoever begins: after a while each has half of the starts, and someone always has room when a slot is free."""
-    held = holdings(room)
-    running = claim(held, limited=False)
-    held.wait_hungry(limited=True)
-    starts = {False: 0, True: 0}
-    for _ in range(200):
-        held.handler_ended(running.pop(0))
-        assert held.room > 0 or held.limited_room > 0
-        for limited in (False, True):
-            if (held.limited_room if limited else held.room) > 0:
-                fresh = claim(held, limited=limited)
-                starts[limited] += len(fresh)
-                running += fresh
-        assert room == held.busy
-    assert abs(starts[True] - starts[False]) <= room + 2
-
-
-@pytest.mark.promise(19)
-def test_a_claimer_that_wants_no_more_leaves_the_rest() -> None:
-    """A full limit does not keep room free that it cannot use."""
+@pytest.mark.promise(5)
+def test_one_claimer_has_the_turn() -> None:
+    """While the claimer of limited names may have something, it claims for both, and the other one has no room."""
     held = holdings(10)
-    claim(held, limited=True, number=2, hungry=False)
-    assert 8 == len(claim(held, limited=False))
-    assert 10 == held.busy
+    assert 10 == held.room
+    held.take_turn()
+    assert (0, 10) == (held.room, held.free)
+    held.end_turn(next_one=True)
+    assert (0, 10) == (held.room, held.free)
+    held.end_turn()
+    assert 10 == held.room
+
+
+@pytest.mark.promise(19)
+def test_a_claimer_that_does_not_get_on_has_no_turn() -> None:
+    """Whatever news there are for it, until it has moved; each time that it has, the other one may wait anew."""
+    held = holdings(10)
+    held.take_turn()
+    turn = held.turn
+    held.break_turn()
+    held.take_turn()
+    assert (10, turn) == (held.room, held.turn)
+    held.end_turn()
+    held.take_turn()
+    assert 0 == held.room
+    assert turn < held.turn

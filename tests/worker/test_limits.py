@@ -196,26 +196,6 @@ async def test_a_full_name_does_not_delay_others(app: PgQueuer, queries: Queries
 
 
 @pytest.mark.anyio
-@pytest.mark.promise(19)
-@pytest.mark.parametrize("room", [1, 6])
-async def test_both_kinds_share_the_room(app: PgQueuer, queries: Queries, room: int) -> None:
-    """With a backlog of limited and unlimited jobs, each gets about half of what the worker can do."""
-    order: list[str] = []
-
-    @app.entrypoint("free")
-    async def free(job: Job) -> None:
-        order.append(job.entrypoint)
-        await anyio.sleep(0.002)
-
-    app.entrypoint("limited", concurrency_limit=100)(free)
-    await queries.enqueue(["free"] * 200 + ["limited"] * 200)
-    await app.run(mode="drain", max_concurrency=room)
-    assert 400 == len(order)
-    middle = order[20:200]
-    assert 0.25 < middle.count("free") / len(middle) < 0.75
-
-
-@pytest.mark.anyio
 @pytest.mark.promise(18)
 async def test_two_workers_with_different_limits(
     dsn: str, schema: str, queries: Queries, caplog: pytest.LogCaptureFixture

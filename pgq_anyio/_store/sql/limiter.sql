@@ -110,6 +110,9 @@ select set_config(
 -- The rate is a clock of tokens (GCRA): tat is when the next job would start at an even pace. A job may start up to
 -- %(tolerance)s seconds before it, which makes up for wake-ups that come late. tat is never far ahead of the clock: the
 -- clock may have been set back.
+-- Names without limits are looked at under the conditions of claim_sweep, and their jobs are taken in one order with
+-- those that the limits allow. Gaps are searched as far as lanes: what a short look leaves there would be passed by
+-- others. If others hold the first of them, nothing far behind is taken: there is more in between than was looked at.
 -- Rows: one per name asked for (no job id), then one per job.
 with asked as materialized (
     select a.entrypoint, a.locked, clock_timestamp() as now
@@ -166,9 +169,8 @@ with asked as materialized (
     from unnest(%(lane_entrypoints)s::text[], %(priorities)s::integer[], %(seqs)s::bigint[]) as l (entrypoint, priority, seq)
     join look k on k.entrypoint = l.entrypoint
 ), gap as materialized (
-    select g.entrypoint, g.above, g.below, case when g.whole then k.reach else 1 end as reach
-    from unnest(%(gap_entrypoints)s::text[], %(gap_aboves)s::bigint[], %(gap_belows)s::bigint[], %(gap_wholes)s::boolean[])
-        as g (entrypoint, above, below, whole)
+    select g.entrypoint, g.above, g.below, k.reach
+    from unnest(%(gap_entrypoints)s::text[], %(gap_aboves)s::bigint[], %(gap_belows)s::bigint[]) as g (entrypoint, above, below)
     join look k on k.entrypoint = g.entrypoint
 ), found as materialized (
     select h.tid, lane.entrypoint, h.priority, h.seq
@@ -197,13 +199,54 @@ with asked as materialized (
     where c.free > 0
     order by c.priority desc, c.seq
     for update of q skip locked
-), chosen as materialized (
-    select l.tid
+), allowed as materialized (
+    select l.tid, l.priority, l.seq
     from (
         select l.*, row_number() over (partition by l.entrypoint order by l.priority desc, l.seq) as place from locked l
     ) l
     where l.place <= l.free
-    order by l.priority desc, l.seq limit %(limit)s::integer
+), open_candidate as materialized (
+    select c.tid, c.priority, c.seq
+    from (
+        select h.tid, h.priority, h.seq
+        from unnest(%(open_entrypoints)s::text[], %(open_priorities)s::integer[], %(open_seqs)s::bigint[])
+            as lane (entrypoint, priority, seq)
+        cross join lateral (
+            select q.ctid as tid, q.priority, q.seq from {schema}.queued q
+            where q.entrypoint = lane.entrypoint and q.priority = lane.priority and q.seq > lane.seq
+            order by q.seq limit %(limit)s::integer * %(reach)s::integer
+        ) h
+        union all
+        select p.tid, p.priority, p.seq
+        from unnest(%(open_gap_entrypoints)s::text[], %(open_gap_aboves)s::bigint[], %(open_gap_belows)s::bigint[])
+            as gap (entrypoint, above, below)
+        cross join lateral (
+            select q.ctid as tid, q.priority, q.seq from {schema}.queued q
+            where q.entrypoint = gap.entrypoint and q.priority > gap.above and q.priority < gap.below
+            order by q.priority desc, q.seq limit %(limit)s::integer * %(reach)s::integer
+        ) p
+    ) c
+    where exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and not w.outdated)
+    order by c.priority desc, c.seq limit %(limit)s::integer * %(reach)s::integer
+), merged as materialized (
+    select a.tid, a.priority, a.seq, false as is_open from allowed a
+    union all
+    select c.tid, c.priority, c.seq, true from open_candidate c
+    order by priority desc, seq limit %(limit)s::integer * %(reach)s::integer
+), open_locked as materialized (
+    select q.ctid as tid, m.priority, m.seq
+    from merged m join {schema}.queued q on q.ctid = m.tid
+    where m.is_open
+    order by m.priority desc, m.seq limit %(limit)s::integer
+    for update of q skip locked
+), chosen as materialized (
+    select f.tid
+    from (
+        select m.tid, m.priority, m.seq from merged m where not m.is_open
+        union all
+        select o.tid, o.priority, o.seq from open_locked o
+    ) f
+    order by f.priority desc, f.seq limit %(limit)s::integer
 ), taken as (
     delete from {schema}.queued q
     where q.ctid = any (array(select tid from chosen))
@@ -241,10 +284,12 @@ from (
     select null::bigint as job_id, null::bigint as seq, a.entrypoint, null::bytea as payload, null::integer as priority,
         null::integer as attempt, null::integer as crashes, null::timestamptz as created_at,
         a.locked, r.slots_free - r.took as slots_left, r.candidates,
-        extract(epoch from r.next_tat - r.tolerance - clock_timestamp())::double precision as pause
+        extract(epoch from r.next_tat - r.tolerance - clock_timestamp())::double precision as pause,
+        (select count(*) from open_candidate)::integer as open_candidates
     from asked a left join result r on r.entrypoint = a.entrypoint
     union all
-    select m.job_id, m.seq, m.entrypoint, m.payload, m.priority, m.attempt, m.crashes, m.created_at, null, null, null, null
+    select m.job_id, m.seq, m.entrypoint, m.payload, m.priority, m.attempt, m.crashes, m.created_at, null, null, null, null,
+        null
     from moved m
 ) answer
 order by answer.job_id is not null, answer.priority desc, answer.seq
