@@ -56,11 +56,13 @@ class PsycopgDriver:
         prepare: bool | None = None,
     ) -> None:
         # Read here and not by whoever connects: libpq and the resolver quote pieces of what they cannot read.
-        self.conninfo = conninfo = read_dsn(conninfo, "conninfo")
-        self.direct_conninfo = None if direct_conninfo is None else read_dsn(direct_conninfo, "direct_conninfo")
+        self.conninfo: str = read_dsn(conninfo, "conninfo")
+        self.direct_conninfo: str | None = (
+            None if direct_conninfo is None else read_dsn(direct_conninfo, "direct_conninfo")
+        )
         self.pooled = pooled
         self.prepare = prepare
-        self._pool = Pool(conninfo, max_size=max_size)
+        self._pool = Pool(self.conninfo, max_size=max_size)
         self._token: anyio.lowlevel.EventLoopToken | None = None
         self._pid = 0
 
