@@ -39,7 +39,7 @@ class Claim:
     def plan(self, state: State, others: Locks) -> Plan:
         found: list[ModelJob] = []
         for name in self.names:
-            found += state.visible(name, self.lanes, self.reach, 1)
+            found += state.visible(name, self.lanes, self.reach)
         candidates = in_order(found)[: self.reach]
         worker = state.workers.get(self.worker_id)
         taken: list[int] = []
@@ -88,7 +88,7 @@ class ClaimLimited:
             slots[name] = limits.concurrency_limit - len(state.running(name=name)) if limits.concurrency_limit else None
             free = max(0, self.limit if slots[name] is None else min(slots[name] or 0, self.limit))
             reach = max(free, 1) * (1 if limits.serialized else self.reach)
-            candidates = state.visible(name, lanes, reach, reach)[:reach]
+            candidates = state.visible(name, lanes, reach)[:reach]
             told[name] = True, slots[name], len(candidates)
             if free and state.can_claim(self.worker_id):
                 mine = free_of(candidates, others.jobs)

@@ -169,8 +169,8 @@ class State:
 
     # -- claims ----------------------------------------------------------------------------------------------------
 
-    def visible(self, name: str, lanes: Lanes | None, reach: int, gap_reach: int) -> list[ModelJob]:
-        """The queued jobs of a name that a claim looks at: all, or those behind hints and the first of each gap."""
+    def visible(self, name: str, lanes: Lanes | None, reach: int) -> list[ModelJob]:
+        """The queued jobs of a name that a claim looks at: all, or the first of each lane and gap."""
         queued = sorted((job for job in self.in_table("queued") if job.name == name), key=lambda job: job.order)
         if lanes is None:
             return queued[:reach]
@@ -181,7 +181,7 @@ class State:
                 found += behind[:reach]
         for entrypoint, above, below in zip(lanes.gap_entrypoints, lanes.gap_aboves, lanes.gap_belows, strict=True):
             if entrypoint == name:
-                found += [job for job in queued if above < job.priority < below][:gap_reach]
+                found += [job for job in queued if above < job.priority < below][:reach]
         return sorted(found, key=lambda job: job.order)
 
 

@@ -111,7 +111,8 @@ order by m.priority desc, m.seq
 -- name: claim_hinted
 -- As claim_sweep, but each known lane (name, priority) is entered behind the last row claimed from it, so that the dead
 -- entries of jobs already done are never walked, whatever old snapshot keeps them. The gaps between known priorities are
--- probed for one row each: a new priority becomes a lane with the claim of its first job.
+-- searched as far as lanes: one row of each would be enough to find a new priority, but the rest of that claim would
+-- bring lower ones.
 with lane as materialized (
     select * from unnest(%(entrypoints)s::text[], %(priorities)s::integer[], %(seqs)s::bigint[]) as l (entrypoint, priority, seq)
 ), gap as materialized (
@@ -131,7 +132,7 @@ with lane as materialized (
         from gap cross join lateral (
             select q.ctid as tid, q.priority, q.seq from {schema}.queued q
             where q.entrypoint = gap.entrypoint and q.priority > gap.above and q.priority < gap.below
-            order by q.priority desc, q.seq limit 1
+            order by q.priority desc, q.seq limit %(reach)s::integer
         ) p
     ) c
     order by c.priority desc, c.seq limit %(reach)s::integer
