@@ -10,7 +10,8 @@ import pytest
 
 from pgq_anyio import Job, JobId, JobStatus, PgQueuer, Queries
 from pgq_anyio._holdings import Holdings
-from pgq_anyio._services import claimer, limited
+from pgq_anyio._services import claimer
+from pgq_anyio._services.limited import claiming
 from pgq_anyio._term import Term
 from pgq_anyio.testing import running_worker
 from tests.worker.test_cancel import wait_status
@@ -53,7 +54,7 @@ async def test_it_does_not_start(
         ran.append(job.id)
 
     app.entrypoint("fetch", concurrency_limit=limit)(handle if kind == "async" else handle_in_thread)
-    service: Any = limited if limit else claimer
+    service: Any = claiming if limit else claimer
     name = "claim_limited" if limit else "_claim"
     claim_rows = getattr(service, name)
 

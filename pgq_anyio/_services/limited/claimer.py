@@ -1,0 +1,156 @@
+"""What the claimer of limited names knows, and what news changes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import anyio
+import attrs
+from anyio import CancelScope
+
+from ..._db.line import Line
+from ..._doorbell import Doorbell
+from ..._hints import Hints
+from ..._holdings import Holdings
+from ..._limited_name import LimitedName
+from ..._limits import Limits
+from ..._models import Job
+from ..._store._sql import Store
+from ..._store.limiter import Definition
+from ..._strict_hints import StrictHints
+
+logger = logging.getLogger("pgq_anyio.limits")
+
+#: Without being empty for this long, nobody has to notify us for a name (in seconds).
+AWAKE_AFTER: Final = 1.0
+
+
+@attrs.define(eq=False, kw_only=True)
+class LimitedClaimer:
+    """What the claimer of limited names knows."""
+
+    line: Line
+    store: Store
+    worker_id: int
+    #: all names that this worker serves, with the limits that it registered
+    registered: Mapping[str, Limits]
+    holdings: Holdings
+    #: opens the shielded scope of one claim
+    shield: Callable[[], CancelScope]
+    #: told whether a claim was answered in time
+    on_answer: Callable[[bool], None]
+    #: the hints of the other names, or ``None`` if there are none
+    front: Callable[[], Hints | None]
+    #: told that another server may answer now
+    on_connection: Callable[[], None]
+    #: starts the jobs of one claim; never waits
+    start_jobs: Callable[[Sequence[Job], int], None]
+    #: called when the definitions have been read: each name belongs to one of the two claimers
+    on_names: Callable[[], None]
+    #: called when nothing is to be done
+    on_idle: Callable[[], None]
+    #: whether the worker is to stop: true before the cancellation of this task arrives
+    leaving: Callable[[], bool]
+    #: rung when a slot of the worker becomes free
+    room: Doorbell
+    batch_size: int
+    poll_interval: float
+    names: dict[str, LimitedName] = attrs.field(factory=dict, init=False)
+    #: the names for which enqueuers notify this worker, as its row says
+    dozing: frozenset[str] = attrs.field(default=frozenset(), init=False)
+    _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
+    #: whether the definitions have changed since they were read
+    _outdated: bool = attrs.field(default=False, init=False)
+    _definitions: dict[str, Definition] = attrs.field(factory=dict, init=False)
+    reach: int = attrs.field(default=1, init=False)
+    told_at: float = attrs.field(default=-math.inf, init=False)
+    connection_no: int = attrs.field(default=0, init=False)
+    #: whether the last claim was not answered: the next one is to block no more than one slot
+    is_wary: bool = attrs.field(default=False, init=False)
+
+    # -- news, all of it synchronous -------------------------------------------------------------------------------
+
+    def define(self, definitions: Sequence[Definition]) -> None:
+        """Take in what the database says that the limits are."""
+        for one in definitions:
+            known, ours = self._definitions.get(one.entrypoint), self.registered[one.entrypoint]
+            if one.limits != ours and (known is None or known.limits != one.limits):
+                logger.warning(
+                    "the entrypoint %r was registered here with %s, but %s started later and registered it with %s; "
+                    "the database keeps the last definition",
+                    one.entrypoint,
+                    ours,
+                    one.defined_by,
+                    one.limits,
+                )
+        self._definitions = {one.entrypoint: one for one in definitions}
+        before = self.names
+        self.names = {}
+        for name, one in self._definitions.items():
+            if not one.limits.is_limited:
+                continue
+            entry = self.names[name] = before.get(name) or LimitedName(name)
+            if one.limits.serialized != isinstance(entry.hints, StrictHints):
+                entry.hints = StrictHints(name) if one.limits.serialized else Hints((name,))
+            entry.wake()
+        self._outdated = False
+        self.on_names()
+        self._ring()
+
+    def outdate(self) -> None:
+        """The limits in the database have changed."""
+        self._outdated = True
+        self._bell.ring()
+        self.room.ring()
+
+    def wake(self, name: str | None, *, in_front: bool = False) -> None:
+        """There may be something for a name (``None``: for any)."""
+        for one in self.names.values() if name is None else [self.names[name]]:
+            one.wake(in_front=in_front)
+        self._ring()
+
+    def freed(self, names: Iterable[str]) -> None:
+        """Outcomes of our own jobs have been stored: their slots are free."""
+        for name in names:
+            one = self.names.get(name)
+            if one is not None:
+                one.freed = True
+                one.wake()
+                self._ring()
+
+    def _ring(self) -> None:
+        """Wake this claimer, and let the other one wait for it: both may have been woken by one transaction."""
+        if self.names:
+            self.holdings.take_turn()
+        self._bell.ring()
+
+    # -- what is to be done ----------------------------------------------------------------------------------------
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the definitions have to be read."""
+        return self._outdated
+
+    def due(self) -> list[LimitedName]:
+        """The names to ask for now. A poll is one for all names that rest: it costs one statement."""
+        now = anyio.current_time()
+        due = [one for one in self.names.values() if one.ready_at <= now]
+        if any(one.resting for one in due):
+            due = [one for one in self.names.values() if one.ready_at <= now or one.resting]
+        return due
+
+    def sleepers(self) -> frozenset[str]:
+        """The names for which enqueuers have to notify this worker."""
+        now = anyio.current_time()
+        return frozenset(one.name for one in self.names.values() if one.empty or now - one.emptied_at < AWAKE_AFTER)
+
+    async def wait_news(self) -> None:
+        """Wait until a name is due."""
+        next_at = min((one.ready_at for one in self.names.values()), default=math.inf)
+        if math.isinf(next_at) and next_at > 0:
+            await self._bell.wait()
+        elif (pause := next_at - anyio.current_time()) > 0:
+            await self._bell.wait(pause)

@@ -1,0 +1,108 @@
+"""The loop: what is done next, and what is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import anyio
+from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from ..._db import retrying
+from ..._db.retrying import PATIENCE
+from ..._limited_name import LimitedName
+from ..._store.limiter import list_limits, list_writers, notify_slots, set_dozing
+from ..._strict_hints import StrictHints
+from .claimer import LimitedClaimer
+from .claiming import claim_limited_once
+
+#: Pause between two notifications that slots are free which we cannot take (in seconds).
+TELL_PAUSE: Final = 0.05
+
+
+async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Claim until cancelled."""
+    task_status.started()
+    while True:
+        # As in the other claimer: a claim is shielded, and may be answered without any wait.
+        await checkpoint_if_cancelled()
+        if claimer.leaving():
+            await anyio.sleep_forever()
+        if claimer.outdated:
+            claimer.holdings.end_turn()
+            await retrying(partial(refresh_once, claimer), what="reading the limits", patience=PATIENCE)
+        elif not (due := claimer.due()):
+            claimer.holdings.end_turn()
+            await _doze(claimer)
+            claimer.on_idle()
+            await claimer.wait_news()
+        elif claimer.holdings.free < 1:
+            claimer.holdings.take_turn()
+            await _wait_room(claimer, due)
+        else:
+            await retrying(partial(claim_limited_once, claimer, due), what="claiming limited jobs")
+            await retrying(partial(list_writers_once, claimer), what="listing who enqueues", patience=PATIENCE)
+            if claimer.dozing - claimer.sleepers():
+                await _doze(claimer)
+
+
+async def refresh_once(claimer: LimitedClaimer) -> None:
+    """Read the definitions."""
+    conn = await claimer.line.connection()
+    names = list(claimer.registered)
+    claimer.define(await list_limits(conn, claimer.store, names, worker_id=claimer.worker_id))
+
+
+async def list_writers_once(claimer: LimitedClaimer) -> bool:
+    """Let the hints of serialized names move on, if it is time; whether it was."""
+    strict = [one.hints for one in claimer.names.values() if isinstance(one.hints, StrictHints)]
+    if not any(hints.wants_writers(anyio.current_time()) for hints in strict):
+        return False
+    writers = await list_writers(await claimer.line.connection(), claimer.store)
+    for hints in strict:
+        hints.see_writers(writers, anyio.current_time())
+    return True
+
+
+async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> None:
+    """Wait for room in this worker. Slots that it frees meanwhile are for others."""
+    freed = [one.name for one in due if one.freed]
+    timeout: float | None = None
+    if freed:
+        now = anyio.current_time()
+        if now - claimer.told_at >= TELL_PAUSE:
+            claimer.told_at = now
+            for name in freed:
+                claimer.names[name].freed = False
+
+            async def tell() -> None:
+                await notify_slots(await claimer.line.connection(), claimer.store, freed)
+
+            await retrying(tell, what="telling that slots are free", patience=PATIENCE)
+            if claimer.holdings.free >= 1:
+                return
+        else:
+            timeout = TELL_PAUSE - (now - claimer.told_at)
+    await claimer.room.wait(timeout)
+
+
+async def _doze(claimer: LimitedClaimer) -> None:
+    """Bring the row of the worker up to date: for which names it is to be notified."""
+    sleepers = claimer.sleepers()
+    empty = {one.name for one in claimer.names.values() if one.empty}
+    if empty <= claimer.dozing and not (claimer.dozing - sleepers):
+        return
+
+    async def mark() -> None:
+        conn = await claimer.line.connection()
+        await set_dozing(conn, claimer.store, worker_id=claimer.worker_id, entrypoints=sorted(sleepers))
+
+    await retrying(mark, what="marking the worker as waiting for limited jobs", patience=PATIENCE)
+    for name in sleepers - claimer.dozing:
+        # What was enqueued without seeing the mark is found by looking again.
+        one = claimer.names.get(name)
+        if one is not None and one.empty:
+            one.look_again(anyio.current_time(), claimer.poll_interval, first=True)
+    claimer.dozing = sleepers
