@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import attrs
 from anyio import CancelScope
-from anyio.lowlevel import EventLoopToken, current_token
+from anyio.lowlevel import EventLoopToken, checkpoint_if_cancelled, current_token
 
 
 @attrs.define(eq=False)
@@ -45,6 +45,16 @@ class Stop:
         self._scope = scope
         if self._hurried.is_set():
             scope.cancel()
+
+    async def checkpoint(self) -> None:
+        """For a task that claims: raise if it is cancelled, and do not return if it is about to be.
+
+        Claims are shielded, and may be answered without any wait. A claimer that went on after the request would claim
+        what is given back, again and again.
+        """
+        await checkpoint_if_cancelled()
+        if self.requested:
+            await anyio.sleep_forever()
 
     async def wait_requested(self) -> None:
         """Wait for any degree."""

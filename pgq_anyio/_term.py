@@ -183,7 +183,7 @@ class Term:
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
             on_idle=self.drain.bell.ring,
-            leaving=self._leaving,
+            stop=worker.stop,
         )
         self._limited_shield = ClaimShield(patience)
         self.limited = LimitedClaimer(
@@ -199,7 +199,7 @@ class Term:
             start_jobs=self._start_jobs,
             on_names=self._share_names,
             on_idle=self.drain.bell.ring,
-            leaving=self._leaving,
+            stop=worker.stop,
             room=Doorbell(),
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
@@ -383,9 +383,6 @@ class Term:
         self.claimer.shield.hurry()
         self._limited_shield.hurry()
         self._schedule_shield.hurry()
-
-    def _leaving(self) -> bool:
-        return self.worker.stop.requested
 
     def _on_room(self) -> None:
         self.claimer.room.ring()

@@ -26,7 +26,6 @@ import anyio
 import attrs
 from anyio import CancelScope
 from anyio.abc import TaskStatus
-from anyio.lowlevel import checkpoint_if_cancelled
 from psycopg import OperationalError
 
 from .._db import Connection, retrying
@@ -36,6 +35,7 @@ from .._doorbell import Doorbell
 from .._hints import Hints, Lanes
 from .._holdings import Holdings
 from .._models import Job
+from .._stop import Stop
 from .._store._sql import Store
 from .._store.queued import Claim, claim_hinted, claim_sweep
 from .._store.worker import set_sleeping
@@ -120,8 +120,8 @@ class Claimer:
     poll_interval: float
     #: called when the claimer finds nothing to do
     on_idle: Callable[[], None]
-    #: whether the worker is to stop: true before the cancellation of this task arrives
-    leaving: Callable[[], bool]
+    #: the worker's: requested before the cancellation of this task arrives
+    stop: Stop
     #: rows looked at per row wanted
     reach: int = attrs.field(default=1, init=False)
     #: whether the last claim left jobs behind for want of room, and how long it took (in seconds)
@@ -160,10 +160,7 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
     task_status.started()
     gathered = False
     while True:
-        # A claim is shielded: without this, a cancelled claimer would claim what is given back, again and again.
-        await checkpoint_if_cancelled()
-        if claimer.leaving():
-            await anyio.sleep_forever()
+        await claimer.stop.checkpoint()
         if not claimer.hints.entrypoints:
             claimer.on_idle()
             await claimer.bell.wait()

@@ -18,6 +18,7 @@ from pgq_anyio._lifecycle import SUCCEEDED
 from pgq_anyio._models import Held
 from pgq_anyio._services import claimer as claimer_module
 from pgq_anyio._services.claimer import Claimer, ClaimShield, run_claimer
+from pgq_anyio._stop import Stop
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,7 @@ def make_claimer(room: int) -> tuple[Claimer, int]:
         batch_size=100,
         poll_interval=30.0,
         on_idle=lambda: None,
-        leaving=lambda: False,
+        stop=Stop(),
     )
     return claimer, holdings.open_claim(SLOTS - room)
 

@@ -18,6 +18,7 @@ from ..._holdings import Holdings
 from ..._limited_name import LimitedName
 from ..._limits import Limits
 from ..._models import Job
+from ..._stop import Stop
 from ..._store._sql import Store
 from ..._store.limiter import Definition
 from ..._strict_hints import StrictHints
@@ -52,8 +53,8 @@ class LimitedClaimer:
     on_names: Callable[[], None]
     #: called when nothing is to be done
     on_idle: Callable[[], None]
-    #: whether the worker is to stop: true before the cancellation of this task arrives
-    leaving: Callable[[], bool]
+    #: the worker's: requested before the cancellation of this task arrives
+    stop: Stop
     #: rung when a slot of the worker becomes free
     room: Doorbell
     batch_size: int

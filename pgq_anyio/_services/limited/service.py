@@ -8,7 +8,6 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskStatus
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from ..._db import retrying
 from ..._db.retrying import PATIENCE
@@ -26,10 +25,7 @@ async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] 
     """Claim until cancelled."""
     task_status.started()
     while True:
-        # As in the other claimer: a claim is shielded, and may be answered without any wait.
-        await checkpoint_if_cancelled()
-        if claimer.leaving():
-            await anyio.sleep_forever()
+        await claimer.stop.checkpoint()
         if claimer.outdated:
             claimer.holdings.end_turn()
             await retrying(partial(refresh_once, claimer), what="reading the limits", patience=PATIENCE)
