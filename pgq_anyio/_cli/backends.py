@@ -88,12 +88,21 @@ def run_on(backend: Backend, function: Callable[[], Awaitable[T]]) -> T:
 
 @contextmanager
 def signals_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM do what Ctrl-C does."""
+    """Make SIGTERM do what Ctrl-C does.
+
+    A shell without job control starts commands in the background with SIGINT ignored (POSIX, "Asynchronous Lists").
+    Both signals stop a worker that is running there, so both are to stop one that is not running yet.
+    """
     before = signal.signal(signal.SIGTERM, _as_interrupt)
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if is_ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if is_ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:

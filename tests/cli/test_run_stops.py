@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -174,9 +175,19 @@ def test_third_signal(commands: Commands, fleet: Fleet, loop: list[str], within:
 
 @pytest.mark.promise(34)
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signal_before_the_start(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals) -> None:
-    """A signal that comes before the worker runs closes what was opened, and is a clean stop."""
-    worker = commands.start("run", "tests.cli.apps:slow_to_open", *loop, environment=commands.environment(fleet.schema))
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_signal_before_the_start(
+    commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals, interrupts: Any
+) -> None:
+    """A signal that comes before the worker runs closes what was opened, and is a clean stop; also if it was started in
+    the background of a script, where shells let it ignore SIGINT.
+    """
+    environment = commands.environment(fleet.schema)
+    before = signal.signal(signal.SIGINT, interrupts)  # a handler is not inherited, but that there is none is
+    try:
+        worker = commands.start("run", "tests.cli.apps:slow_to_open", *loop, environment=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
     worker.wait_said("opening")
     worker.signal(number)
     assert worker.wait() == 0
