@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from pgq_anyio import Context, Job, JobStatus, PgQueuer, PsycopgDriver, Queries
+from pgq_anyio import Context, Job, PgQueuer, PsycopgDriver, Queries
 from pgq_anyio.testing import running_worker
 
 DSN = os.environ["PGQ_ANYIO_DSN"]
@@ -22,6 +22,7 @@ async def lifespan() -> AsyncIterator[str]:
 
 app = PgQueuer(DSN, lifespan=lifespan)
 stops = 0
+started = anyio.Event()
 
 
 @app.entrypoint("short")
@@ -35,6 +36,7 @@ async def long(job: Job, context: Context) -> None:
     if stops:
         print("long: runs again, attempt", job.attempt)
         return
+    started.set()
     try:
         await anyio.sleep_forever()
     finally:
@@ -48,9 +50,7 @@ async def main() -> None:
         ids = await queries.enqueue(["short", "long"], None)
 
         async with running_worker(app, shutdown_grace=1):
-            with anyio.fail_after(20):
-                while set((await queries.job_status(ids)).values()) != {JobStatus.RUNNING}:
-                    await anyio.sleep(0.01)
+            await started.wait()
             # What SIGTERM does under the command line. The end of the block would do it, too.
             app.stop()
         stops += 1
