@@ -235,7 +235,7 @@ class PgQueuer:
         self,
         *,
         dequeue_timeout: float | timedelta = 30.0,
-        batch_size: int = 100,
+        batch_size: int = 500,
         max_concurrency: int = 100,
         mode: Mode = "continuous",
         lease: float | timedelta = 30.0,
@@ -253,10 +253,11 @@ class PgQueuer:
 
         :param dequeue_timeout: the longest pause between two looks at the queue (in seconds); notifications make it
             shorter
-        :param batch_size: how many jobs are claimed at a time; never more than there are free slots
+        :param batch_size: how many jobs are claimed at a time at most. Usually it is as many as can start at once. Of
+            names without limits a worker claims more if its jobs are so short that they start before it could ask for
+            more; what has not started a moment later is given back
         :param max_concurrency: how many handlers run at once in this worker. What it may hold of a short queue, while
-            others idle, grows with it, and so do threads and memory; that is why it is no larger. For jobs that take
-            microseconds, 200 with batches of 200 cost worker and server about a fifth less, 500 a quarter
+            others idle, grows with it, and so do threads and memory; that is why it is no larger
         :param mode: ``"continuous"``, or ``"drain"`` to return when no job is left for the app's names
         :param lease: a worker without a sign of life for this long is declared dead by the others (in seconds, at
             least 2)

@@ -5,6 +5,9 @@ they are. Only a claim of limited names can tell which of them may start now. So
 has the *turn*: its claims take jobs of both kinds in one order, and the other claimer waits. It has no turn while it
 has nothing to claim, cannot, or does not get on.
 
+Jobs without limits may be held *ahead*, beyond those that can run: as many as end while more are being claimed
+(``_pace.py``). A limited one never is, for it would take a slot or a token that another worker could use.
+
 All decisions are synchronous; nothing here waits.
 """
 
@@ -36,6 +39,8 @@ class Run:
     context: Context
     #: whether its name has limits
     is_limited: bool = False
+    #: whether it was given a slot
+    started: bool = False
     #: whether the handler has ended (or will never start): only the outcome is still to be stored
     ended: bool = False
     #: what ends at this time and still runs is overdue (event loop's clock), set when it is cancelled
@@ -69,6 +74,12 @@ class Holdings:
     #: claims under way, with how many jobs they may bring, and all that together
     _in_flight: dict[int, int] = attrs.field(factory=dict, init=False)
     _reserved: int = attrs.field(default=0, init=False)
+    #: how many of the jobs that have not ended were not given a slot yet
+    _waiting: int = attrs.field(default=0, init=False)
+    #: how many jobs may be held beyond those that can run
+    ahead: int = attrs.field(default=0, init=False)
+    #: how many jobs have ended so far
+    ended: int = attrs.field(default=0, init=False)
     #: the number of the turn that the claimer of limited names has, or had last
     turn: int = attrs.field(default=0, init=False)
     _has_turn: bool = attrs.field(default=False, init=False)
@@ -83,14 +94,25 @@ class Holdings:
     @property
     def room(self) -> int:
         """How many more jobs may be claimed by a claimer that looks at names without limits only."""
-        return 0 if self._has_turn else self.free
+        return 0 if self._has_turn or self._is_backed_up else self._unused + self.ahead
 
     @property
     def free(self) -> int:
-        """How many more jobs may be claimed."""
-        if self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency:
-            return 0
+        """How many more jobs may be claimed that could start at once."""
+        return 0 if self._is_backed_up else max(self._unused, 0)
+
+    @property
+    def _unused(self) -> int:
         return self.max_concurrency - len(self._running) - self._reserved
+
+    @property
+    def _is_backed_up(self) -> bool:
+        return self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether another job may start."""
+        return len(self._running) - self._waiting < self.max_concurrency
 
     def take_turn(self) -> None:
         """There may be jobs of limited names: their claimer is to claim for both kinds."""
@@ -116,7 +138,7 @@ class Holdings:
 
     @property
     def busy(self) -> int:
-        """How many handlers are running or about to."""
+        """How many jobs have not ended, whether they run or wait for a slot."""
         return len(self._running)
 
     # -- claims ----------------------------------------------------------------------------------------------------
@@ -158,13 +180,23 @@ class Holdings:
         key = (run.held.job.id, run.held.claim_no)
         self._runs[key] = run
         self._running[key] = run
+        self._waiting += 1
         self._by_id[run.held.job.id] = run
         if key in self._early:
             run.context.request_cancel(CancelReason.USER, grace=self.cancel_grace)
 
+    def give_slot(self, run: Run) -> None:
+        """The job starts."""
+        run.started = True
+        self._waiting -= 1
+
     def handler_ended(self, run: Run) -> None:
-        """The handler has ended: its slot is free, its row is still ours."""
+        """The handler has ended, or will never start: its slot is free, its row is still ours."""
         run.ended = True
+        if run.started:
+            self.ended += 1
+        else:
+            self._waiting -= 1
         job_id = run.held.job.id
         del self._running[job_id, run.held.claim_no]
         # A job may be held twice for a moment: its claim was undone by a crash of the server, and we claimed it again.

@@ -345,12 +345,22 @@ class Term:
                 runs.append(run)
         if self.slots is None:
             run_to_its_end = partial(run_job, end=self._end_job)
-            self.slots = Slots(self.jobs, run_to_its_end, lambda: self.outer.reason() is not None)
+            self.slots = Slots(
+                self.jobs, self.holdings, run_to_its_end, lambda: self.outer.reason() is not None, self._give_back
+            )
         self.slots.start(runs)
 
     def _end_job(self, run: Run, outcome: Outcome) -> None:
         self.holdings.handler_ended(run)
         self.worker.endings.put(run.held, outcome, urgent=run.is_limited)
+        if self.slots is not None:
+            self.slots.go_on()
+
+    def _give_back(self, runs: Sequence[Run]) -> None:
+        """Jobs that were claimed ahead found no slot in time."""
+        self.claimer.claim_no_more_ahead()
+        for run in runs:
+            self._end_job(run, unstarted_outcome(run.context))
 
     def _start_scheduled(self, entry: ScheduleEntry, held: HeldSchedule, wanted: Wanted) -> None:
         assert self.tools is not None, "occurrences are taken while the tools are open"
@@ -397,6 +407,8 @@ class Term:
     def begin_stop(self, deadline: float) -> None:
         """Nothing new is claimed any more: set when what still runs is cancelled (event loop's clock)."""
         self.stop_scope.deadline = min(self.stop_scope.deadline, deadline)
+        if self.slots is not None:
+            self.slots.give_back()
         self.overdue.expect_all(self.stop_scope.deadline)
 
     def interrupted(self) -> None:

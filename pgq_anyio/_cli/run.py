@@ -89,7 +89,7 @@ def run(
     chosen = choose_backend(backend, uvloop)
     settings = check_run_settings(
         dequeue_timeout=dequeue_timeout,
-        batch_size=100,
+        batch_size=500,
         max_concurrency=max_concurrency,
         mode="drain" if drain else "continuous",
         lease=lease,

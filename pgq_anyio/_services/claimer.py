@@ -5,7 +5,8 @@ held by a worker that does not know them. The shield ends soon after the worker 
 (``ClaimShield.hurry``); a claim that is lost all the same is remembered by its number and given back.
 
 While jobs wait and nearly all slots are taken, a claimer gives the next slots the time of one round trip to become
-free: claiming ten jobs costs as much as claiming a hundred, and a worker with short jobs would do little else.
+free: claiming ten jobs costs as much as claiming a hundred, and a worker with short jobs would do little else. For the
+same reason it claims ahead of the slots, as far as jobs end while it asks (``_pace.py``).
 
 While the claimer of limited names has the turn (``_holdings.py``) it takes these jobs along, and moves the hints.
 
@@ -35,6 +36,7 @@ from .._doorbell import Doorbell
 from .._hints import Hints, Lanes
 from .._holdings import Holdings
 from .._models import Job
+from .._pace import Pace
 from .._stop import Stop
 from .._store._sql import Store
 from .._store.queued import Claim, claim_hinted, claim_sweep
@@ -122,6 +124,8 @@ class Claimer:
     on_idle: Callable[[], None]
     #: the worker's: requested before the cancellation of this task arrives
     stop: Stop
+    #: how fast jobs end
+    pace: Pace = attrs.field(factory=Pace, init=False)
     #: rows looked at per row wanted
     reach: int = attrs.field(default=1, init=False)
     #: whether the last claim left jobs behind for want of room, and how long it took (in seconds)
@@ -147,10 +151,20 @@ class Claimer:
         self.hints.forget()
         self.sleeping = False
 
+    def look_ahead(self) -> None:
+        """Decide how many jobs to hold beyond those that run."""
+        self.pace.look(anyio.current_time(), self.holdings.ended)
+        self.holdings.ahead = self.pace.ahead(self.took, self.batch_size)
+
+    def claim_no_more_ahead(self) -> None:
+        """Jobs that were claimed ahead did not start in time."""
+        self.pace.forget()
+        self.holdings.ahead = 0
+
     @property
     def has_worthwhile_room(self) -> bool:
         """Whether there is room for a good part of the largest claim that there can be."""
-        largest = min(self.batch_size, self.holdings.max_concurrency)
+        largest = min(self.batch_size, self.holdings.max_concurrency + self.holdings.ahead)
         return self.holdings.room * WORTHWHILE_SHARE >= largest
 
 
@@ -161,6 +175,7 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
     gathered = False
     while True:
         await claimer.stop.checkpoint()
+        claimer.look_ahead()
         if not claimer.hints.entrypoints:
             claimer.on_idle()
             await claimer.bell.wait()

@@ -9,6 +9,8 @@ job is ever delayed by one that waits. So there is at most one slot that takes j
 - Each job has a cancel scope of its own. One that nobody could have cancelled, because its job ended with the first
   step, is as good as new and is the next job's: opening one costs as much as all the rest (6 µs of 12, on any loop).
   Whether a scope around all jobs was cancelled is looked at once in each turn: within a turn nothing else runs.
+- No more jobs run at once than the worker has slots. Those that were claimed ahead start as slots become free, higher
+  priorities first; what has waited for ``LONGEST_WAIT`` goes back into the queue, for a worker that has a slot.
 - Locks and the like belong to the task. A handler that depends on a task of its own is registered with
   ``own_task=True``; threads and processes are always waited for, so that nothing is gained by stepping them.
 - A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job.
@@ -19,55 +21,106 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
 from types import FrameType
 from typing import Any, Final
 
+import anyio
 import attrs
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import cancel_shielded_checkpoint
 
 from .._db.task import cancel_requests, rename_current_task
-from .._holdings import Run
+from .._holdings import Holdings, Run
 from .._registry import HandlerKind
 
 #: After this long without waiting a slot gives other tasks their turn (in seconds).
 TURN: Final = 0.005
+#: Jobs that were claimed ahead are given back between this time and twice as much after their claim (in seconds).
+LONGEST_WAIT: Final = 0.1
 
 
 @attrs.define(eq=False)
 class Slots:
-    """The jobs of one term that were claimed and have not started yet; a few microseconds' worth."""
+    """The jobs of one term that were claimed and have not started yet."""
 
     #: the group of all jobs
     tasks: TaskGroup
+    holdings: Holdings
     #: runs a job to its end, in the scope around the call; nothing but a cancellation or a real Ctrl-C goes through
     run_job: Callable[[Run, CancelScope, bool], Coroutine[Any, Any, None]]
     #: whether no job may start any more, because a scope around all of them was cancelled
     is_over: Callable[[], bool]
+    #: called with jobs that waited for a slot in vain, in their order
+    on_late: Callable[[Sequence[Run]], None]
     _waiting: deque[Run] = attrs.field(factory=deque, init=False)
     _is_taken_care_of: bool = attrs.field(default=False, init=False)
+    #: around the task that watches over those that wait, if there is one
+    _watch_scope: CancelScope | None = attrs.field(default=None, init=False)
 
-    def start(self, runs: Iterable[Run]) -> None:
-        """Start jobs in their order. Never waits."""
-        for run in runs:
-            if run.entrypoint.own_task or run.entrypoint.executor.kind is not HandlerKind.ASYNC:
-                self.tasks.start_soon(self._run_alone, run, name=_name(run))
+    def start(self, runs: Sequence[Run]) -> None:
+        """Start jobs, in their order, now or when there are slots for them. Never waits.
+
+        :param runs: what one claim brought, higher priorities first
+        """
+        waiting = self._waiting
+        if waiting and runs and runs[0].held.job.priority > waiting[-1].held.job.priority:
+            self._waiting = deque(sorted([*waiting, *runs], key=lambda run: -run.held.job.priority))
+        else:
+            waiting.extend(runs)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start what waits, as far as there are slots for it."""
+        while self._waiting and not self._is_taken_care_of and self.holdings.has_slot:
+            if _shares_a_task(self._waiting[0]):
+                self._is_taken_care_of = True
+                self.tasks.start_soon(self._serve, name="jobs")
             else:
-                self._waiting.append(run)
-        self._open_slot()
+                self._start_alone(self._take())
+        if self._waiting and not self._is_taken_care_of and self._watch_scope is None:
+            self._watch_scope = CancelScope()
+            self.tasks.start_soon(self._watch, self._watch_scope, name="jobs claimed ahead")
 
-    def _open_slot(self) -> None:
-        if self._waiting and not self._is_taken_care_of:
-            self._is_taken_care_of = True
-            self.tasks.start_soon(self._serve, name="jobs")
+    def give_back(self) -> None:
+        """Give up on all jobs that have not started."""
+        self._give_back(list(self._waiting))
+        if self._watch_scope is not None:
+            self._watch_scope.cancel()
+
+    def _give_back(self, runs: list[Run]) -> None:
+        late = {run for run in runs if not run.started and not run.ended}
+        if late:
+            self._waiting = deque(run for run in self._waiting if run not in late)
+            self.on_late([run for run in runs if run in late])
+
+    def _take(self) -> Run:
+        run = self._waiting.popleft()
+        self.holdings.give_slot(run)
+        return run
+
+    def _start_alone(self, run: Run) -> None:
+        self.tasks.start_soon(self._run_alone, run, name=_name(run))
 
     def _pass_on(self) -> None:
         self._is_taken_care_of = False
-        self._open_slot()
+        self.go_on()
+
+    async def _watch(self, scope: CancelScope) -> None:
+        """Give back what waits for too long, and everything when no job may start any more."""
+        try:
+            with scope:
+                while self._waiting:
+                    waited = list(self._waiting)
+                    await anyio.sleep(LONGEST_WAIT)
+                    self._give_back(waited)
+        finally:
+            self._watch_scope = None
+            if self.is_over():
+                self.give_back()
 
     async def _run_alone(self, run: Run) -> None:
         with CancelScope() as scope:
@@ -87,8 +140,11 @@ class Slots:
         count_cancels = cancel_requests()
         turn_ends_at = time.monotonic() + TURN
         is_over = self.is_over()
-        while self._waiting:
-            run = self._waiting.popleft()
+        while self._waiting and self.holdings.has_slot:
+            run = self._take()
+            if not _shares_a_task(run):
+                self._start_alone(run)
+                continue
             variables = copy_context()
             steps = self.run_job(run, scope, is_over)
             try:
@@ -105,6 +161,10 @@ class Slots:
                 turn_ends_at = time.monotonic() + TURN
                 is_over = self.is_over()
         return None
+
+
+def _shares_a_task(run: Run) -> bool:
+    return not run.entrypoint.own_task and run.entrypoint.executor.kind is HandlerKind.ASYNC
 
 
 def _name(run: Run) -> str:

@@ -1,0 +1,53 @@
+"""How many jobs a worker claims ahead: as many as end while it asks for more.
+
+A slot must not stand empty for the time of a round trip, and a claim of five hundred jobs costs the server half of what
+five claims of a hundred do. But a job that is held without running is one that no other worker can run. So the number
+follows what this worker has just done: how many of its jobs end in a second, times how long a claim takes. It is
+nothing for jobs of a second, and hundreds for jobs of some microseconds.
+
+What turns out to be held too long is given back (``_services/slots.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import attrs
+
+#: One claim is on its way while the jobs of the one before it run.
+TRIPS: Final = 2
+#: Nothing is learnt from less time than this (in seconds).
+SHORTEST_LOOK: Final = 0.001
+
+
+@attrs.define(eq=False)
+class Pace:
+    """What a claimer knows of how fast its jobs end."""
+
+    _looked_at: float = attrs.field(default=-math.inf, init=False)
+    _ended: int = attrs.field(default=0, init=False)
+    _per_second: float = attrs.field(default=0.0, init=False)
+
+    def look(self, now: float, ended: int) -> None:
+        """Take in how far the jobs have come: half of what is known comes from the last look.
+
+        :param now: any steady clock (in seconds)
+        :param ended: how many jobs have ended so far
+        """
+        elapsed = now - self._looked_at
+        if elapsed >= SHORTEST_LOOK:
+            self._per_second = (self._per_second + (ended - self._ended) / elapsed) / 2
+            self._looked_at, self._ended = now, ended
+
+    def ahead(self, took: float, most: int) -> int:
+        """How many jobs to hold beyond those that run.
+
+        :param took: how long a claim takes (in seconds)
+        :param most: the largest answer
+        """
+        return min(int(self._per_second * took * TRIPS), most)
+
+    def forget(self) -> None:
+        """What was held ahead did not start in time: begin anew."""
+        self._per_second = 0.0
