@@ -1,16 +1,18 @@
 """Moves deferred jobs into the queue when they are due, by the database's clock.
 
 It sleeps until the next one: its own last look, every heartbeat and a notification tell it when that is. Many workers
-may look at the same moment: rows that one of them moves are skipped by the others.
+may look at the same moment: one of them moves what is due and goes on until nothing is, the others look again a little
+later, in case that it could not.
 
-A look starts behind the last job that was moved here, for the entries of moved jobs stay in the index as long as any
-transaction holds an old snapshot. What is committed late lies in front of that: each notification and each heartbeat
-says from when on to look, and a new connection starts from the beginning.
+A look starts behind the last job before which all were moved, for the entries of moved jobs stay in the index as long
+as any transaction holds an old snapshot. What is committed late lies in front of that: each notification and each
+heartbeat says from when on to look, and a new connection starts from the beginning.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -28,8 +30,8 @@ from .._store._sql import Store
 from .._store.deferred import START, Place, promote_due
 from .._store.worker import Pulse
 
-#: Jobs per pass.
-BATCH: Final = 1000
+#: Pause before a look that another worker did not let us have is made again (in seconds, jittered).
+NOT_OURS: Final = 0.5
 #: What a time may have lost on its way through numbers (in seconds).
 CLOCK_PRECISION: Final = 0.001
 
@@ -107,10 +109,12 @@ async def promote_once(promoter: Promoter) -> int:
         # A server that crashed, or another one in its place, may have forgotten what was moved.
         promoter._connection_no, promoter._behind = promoter.line.opened, START
     behind = promoter._behind
-    promotion = await promote_due(conn, promoter.store, limit=BATCH, behind=behind)
+    promotion = await promote_due(conn, promoter.store, behind=behind)
     if promotion.last is not None and promoter._behind is behind:  # nobody has asked for an earlier look meanwhile
         promoter._behind = promotion.last
-    promoter.alarm(0.0 if promotion.moved == BATCH else promotion.next_due)
+    promoter.alarm(0.0 if promotion.has_more else promotion.next_due)
+    if not promotion.is_ours:
+        promoter.alarm(NOT_OURS * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
     if promotion.moved:
         promoter.on_promoted(promotion.entrypoints)
     return promotion.moved

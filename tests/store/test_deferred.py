@@ -6,7 +6,7 @@ import pytest
 
 from pgq_anyio._db import Connection
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.deferred import promote_due
+from pgq_anyio._store.deferred import BATCH_BYTES, START, promote_due
 from pgq_anyio._store.queued import NewJobs, enqueue_jobs
 from tests.store.conftest import Connect
 from tests.store.scenes import add_worker, claim, rows, value
@@ -98,3 +98,66 @@ async def test_what_deferring_a_job_reads(conn: Connection, connect: Connect, st
     without = await cost()
     await defer(conn, store, "-1 hour", number=100_000)
     assert await cost() <= without + 20
+
+
+#: Jobs of one priority whose place in the queue is not that of their time.
+OUT_OF_ORDER = (
+    "select count(*) from (select job_id, lag(job_id) over (partition by priority order by seq) as before "
+    "from {schema}.queued) q where before > job_id"
+)
+
+
+@pytest.mark.promise(9)
+async def test_one_promotes_at_a_time(conn: Connection, connect: Connect, store: Store) -> None:
+    """Places in the queue follow the times: nobody moves later jobs beside one who moves earlier ones."""
+    await defer(conn, store, "-1 s", number=300)
+    first, second = await connect(), await connect()
+    async with first.transaction():
+        assert 100 == (await promote_due(first, store, limit=100)).moved
+        beside = await promote_due(second, store, limit=100)
+        assert (False, 0, []) == (beside.is_ours, beside.moved, beside.entrypoints)
+    promotion = await promote_due(second, store, limit=100)
+    assert (True, 100, True) == (promotion.is_ours, promotion.moved, promotion.has_more)
+    assert not (await promote_due(first, store, limit=100)).has_more
+    assert 300 == await value(conn, store, "select count(*) from {schema}.queued")
+    assert 0 == await value(conn, store, OUT_OF_ORDER)
+
+
+@pytest.mark.promise(9)
+async def test_a_promotion_moves_the_highest_priority_first(conn: Connection, store: Store) -> None:
+    """Of all that are due in its window, and what became due first within a priority. Nothing is passed by: a look
+    starts behind a job before which all have been moved.
+    """
+    for priority in (0, 5, 0, 9):
+        await defer(conn, store, "-1 s", number=10, priority=priority)
+    behind, moved = START, []
+    while True:
+        promotion = await promote_due(conn, store, limit=8, window=30, behind=behind)
+        behind = promotion.last or behind
+        moved.append(await rows(conn, store, "select priority, count(*) from {schema}.queued group by 1 order by 1"))
+        if not promotion.has_more:
+            break
+    # The highest priority lies beyond the window at first; as soon as it is in it, it is the next.
+    assert [[(5, 8)], [(5, 8), (9, 8)], [(0, 4), (5, 10), (9, 10)]] == moved[:3]
+    assert [(0, 20), (5, 10), (9, 10)] == moved[-1]
+    assert 0 == await value(conn, store, OUT_OF_ORDER)
+    assert 0 == await value(conn, store, "select count(*) from {schema}.deferred")
+
+
+@pytest.mark.promise(9)
+async def test_a_promotion_is_bounded_in_bytes(conn: Connection, store: Store) -> None:
+    """Large payloads are moved a few at a time, and one that is too large alone."""
+    query = (
+        "insert into {schema}.deferred (run_at, entrypoint, payload) "
+        "select clock_timestamp(), 'fetch', convert_to(repeat('x', %s), 'UTF8') from generate_series(1, 5)"
+    )
+    await rows(conn, store, query, BATCH_BYTES // 2)
+    moved = []
+    while True:
+        promotion = await promote_due(conn, store)
+        moved.append(promotion.moved)
+        if not promotion.has_more:
+            break
+    assert [2, 2, 1] == moved
+    await rows(conn, store, query, BATCH_BYTES + 1)
+    assert 1 == (await promote_due(conn, store)).moved

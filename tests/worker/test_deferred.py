@@ -80,6 +80,67 @@ async def test_due_order_is_kept_and_priority_decides_among_due_jobs(
     assert [b"urgent", b"first", b"second", b"third"] == seen
 
 
+async def defer_many(driver: PsycopgDriver, schema: str, number: int, *, payload: str, priority: str) -> None:
+    """Jobs that became due one after the other, long ago; those of a later call after those of earlier ones."""
+    async with driver.connection() as connection:
+        await connection.execute(
+            f"insert into {schema}.deferred (run_at, entrypoint, payload, priority)"
+            f" select now() - interval '1 hour' + job_id * interval '1 ms', 'later', '{payload}'::bytea, {priority}"
+            f" from (select nextval('{schema}.job_id_seq') as job_id from generate_series(1, {number})) as j"
+        )
+
+
+@pytest.mark.promise(9)
+async def test_priority_decides_among_more_due_jobs_than_one_pass_moves(
+    dsn: str, schema: str, driver: PsycopgDriver
+) -> None:
+    """After a long time without a worker: the urgent job became due last of all, and is the first to start."""
+    await defer_many(driver, schema, 12_000, payload="low", priority="0")
+    await defer_many(driver, schema, 1, payload="urgent", priority="5")
+    seen: list[bytes | None] = []
+
+    async def later(job: Job) -> None:
+        seen.append(job.payload)
+        await anyio.sleep_forever()
+
+    first, second = PgQueuer(dsn, schema=schema), PgQueuer(dsn, schema=schema)
+    one_by_one = {"max_concurrency": 1, "batch_size": 1, "shutdown_grace": 0}
+    first.entrypoint("later")(later)
+    second.entrypoint("later")(later)
+    async with running_worker(first, **one_by_one), running_worker(second, **one_by_one):
+        with anyio.fail_after(30):
+            while len(seen) < 2:  # noqa: ASYNC110  (handlers fill it)
+                await anyio.sleep(0.01)
+    assert b"urgent" in seen[:2]
+
+
+@pytest.mark.promise(9)
+async def test_two_workers_keep_due_order(dsn: str, schema: str, driver: PsycopgDriver) -> None:
+    """Both move what is due into the queue, batch after batch: within a priority, places follow the times."""
+    number = 24_000
+    await defer_many(driver, schema, number, payload="", priority="(job_id % 3)::integer")
+    first, second = PgQueuer(dsn, schema=schema), PgQueuer(dsn, schema=schema)
+
+    async def never(job: Job) -> None:
+        raise AssertionError("jobs of another name are looked at")
+
+    first.entrypoint("other")(never)
+    second.entrypoint("other")(never)
+    async with running_worker(first), running_worker(second), driver.connection() as connection:
+        with anyio.fail_after(40):
+            while True:
+                cursor = await connection.execute(
+                    f"select count(*), count(*) filter (where before > job_id) from ("
+                    f" select job_id, lag(job_id) over (partition by priority order by seq) as before"
+                    f" from {schema}.queued) as q"
+                )
+                moved, out_of_order = (await cursor.fetchall())[0]
+                if moved == number:
+                    break
+                await anyio.sleep(0.02)  # a fact of the database: it can only be looked at
+    assert 0 == out_of_order
+
+
 @pytest.mark.promise(10)
 @pytest.mark.figures
 async def test_deferred_jobs_of_higher_priority_do_not_slow_a_due_one(
