@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from psycopg import sql
 
 from pgq_anyio._db import Connection
 from pgq_anyio._lifecycle import (
@@ -356,3 +357,30 @@ async def test_a_held_snapshot_does_not_slow_limited_claims(conn: Connection, co
         at_first = await cost(1)
         await run(2000, 800)
         assert await cost(2) <= at_first + 10
+
+
+@pytest.mark.promise(6)
+@pytest.mark.parametrize("end", ["leaves", "dies"])
+async def test_the_end_of_a_worker_wakes_those_that_rest(
+    conn: Connection, connect: Connect, store: Store, end: str
+) -> None:
+    """Whoever found a name full is not in the list of those whom an enqueuer notifies. It may have been this worker
+    that was, so that its end tells the others to look; of names that are never full there is nothing to tell.
+    """
+    await add_worker(conn, store, WORKER, ["fetch", "rated", "free"])
+    definitions = {"fetch": Limits(1), "rated": Limits(0, 5.0), "free": UNLIMITED}
+    await define_limits(conn, store, worker_id=WORKER, name="w", entrypoints=list(definitions), limits=definitions)
+    await limit(conn, store, Limits(1), worker_id=12, name="foreign")
+    listener = await connect()
+    await listener.execute(sql.SQL("listen {}").format(sql.Identifier(store.channel)))
+    if end == "leaves":
+        await leave(conn, store, worker_id=WORKER)
+        await leave(conn, store, worker_id=WORKER)  # as after a lost answer: nothing more is to be told
+    else:
+        await rescue_jobs(conn, store, [(WORKER, 0), (13, 0)], max_crashes=5)
+    await conn.execute("select pg_notify(%s, 'end')", [store.channel])
+    heard: list[str] = []
+    with anyio.fail_after(10):
+        while "end" not in heard:
+            heard += [one.payload for one in await listener.wait_notifies()]
+    assert ["slot:fetch", "end"] == heard

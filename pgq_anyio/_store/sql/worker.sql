@@ -58,9 +58,10 @@ update {schema}.worker w set left_at = clock_timestamp(), sleeping = false, dozi
 where w.worker_id = %(worker_id)s::bigint and w.left_at is null
 
 -- name: leave
--- The last act of a worker. It holds nothing any more; should a row be left all the same, it is given back here.
+-- The last act of a worker, when the outcomes of all that it started are stored. Should a row be left all the same, nobody
+-- has started its job: it is given back here.
 with gone_worker as (
-    delete from {schema}.worker w where w.worker_id = %(worker_id)s::bigint returning w.worker_id
+    delete from {schema}.worker w where w.worker_id = %(worker_id)s::bigint returning w.entrypoints
 ), owned as materialized (
     select s.name, s.expression from {schema}.schedule s where s.worker_id = %(worker_id)s::bigint
     order by s.name, s.expression for update
@@ -91,6 +92,12 @@ with gone_worker as (
 ), woken as (
     -- Also for jobs that only leave a slot free.
     select pg_notify({channel}, 'front:' || left(g.entrypoint, 1000)) from (select distinct entrypoint from gone) g
+    union all
+    -- Whoever found a name full rests, and no enqueuer notifies it: it was this worker that was notified, or that would
+    -- have looked for the next job. One of the others has to be from now on.
+    select pg_notify({channel}, 'slot:' || left(l.entrypoint, 1000))
+    from gone_worker g join {schema}.limiter l on l.entrypoint = any (g.entrypoints)
+    where l.concurrency_limit > 0
     union all
     select pg_notify({channel}, 'schedule') where exists (select from released)
 )
@@ -169,6 +176,11 @@ with judged as materialized (
 ), woken as (
     -- Also for jobs that only leave a slot free.
     select pg_notify({channel}, 'front:' || left(d.entrypoint, 1000)) from (select distinct entrypoint from decided) d
+    union all
+    -- As in leave.
+    select pg_notify({channel}, 'slot:' || left(l.entrypoint, 1000))
+    from {schema}.limiter l
+    where l.concurrency_limit > 0 and exists (select from buried b where l.entrypoint = any (b.entrypoints))
     union all
     select pg_notify({channel}, 'schedule') where exists (select from released)
 )
