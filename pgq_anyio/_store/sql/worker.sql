@@ -59,7 +59,7 @@ where w.worker_id = %(worker_id)s::bigint and w.left_at is null
 
 -- name: leave
 -- The last act of a worker, when the outcomes of all that it started are stored. Should a row be left all the same, nobody
--- has started its job: it is given back here.
+-- has started its job: it is given back here, and its token refunded.
 with gone_worker as (
     delete from {schema}.worker w where w.worker_id = %(worker_id)s::bigint returning w.entrypoints
 ), owned as materialized (
@@ -89,6 +89,10 @@ with gone_worker as (
     select seq, job_id, entrypoint, priority, attempt, crashes, created_at, payload
     from gone where cancel_requested_at is null order by seq
     returning entrypoint
+), refunded as (
+    insert into {schema}.limiter_refund (entrypoint, tokens)
+    select g.entrypoint, count(*) from gone g join {schema}.limiter l on l.entrypoint = g.entrypoint
+    where l.requests_per_second < 'infinity' group by g.entrypoint
 ), woken as (
     -- Also for jobs that only leave a slot free.
     select pg_notify({channel}, 'front:' || left(g.entrypoint, 1000)) from (select distinct entrypoint from gone) g
