@@ -102,6 +102,15 @@ class Worker:
     #: whether the limits have been put into the database: later terms leave them as they are
     has_defined: bool = attrs.field(default=False, init=False)
 
+    def is_leaving(self) -> bool:
+        """Whether slots that become free are left to other workers, because this one stops or is being stopped."""
+        return self.stop.requested or (self.term is not None and self.term.limited.has_ended)
+
+    def on_reopened(self) -> None:
+        """The connection for outcomes had to be replaced."""
+        if self.term is not None:
+            self.term.heart.compare_soon()
+
     def on_stored(self, batch: Batch) -> None:
         """Outcomes are in the database: their jobs are no longer held."""
         if self.term is not None:

@@ -76,7 +76,7 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
                     worker.endings,
                     shield,
                     on_stored=worker.on_stored,
-                    leaving=lambda: worker.stop.requested,
+                    leaving=worker.is_leaving,
                     heard=worker.heard,
                 ),
                 name="completer",

@@ -74,13 +74,13 @@ async def run_completer(
     """Store outcomes until the queue is closed and empty, or until the shield's limit has passed.
 
     :param on_stored: called with every batch that the database has answered for
-    :param leaving: whether this worker starts no scheduled runs any more
+    :param leaving: whether this worker starts nothing any more, so that others are to be told what they may start
     :param heard: rings when a heartbeat has got through
     """
     with shield.scope:
         try:
             while batch := await endings.take(BATCH):
-                store_it = partial(store_batch, line, store, batch, leaving=leaving())
+                store_it = partial(store_batch, line, store, batch, leaving=leaving)
                 await retrying(store_it, what="storing outcomes", patience=PATIENCE, hurry=heard)
                 endings.stored(batch)
                 on_stored(batch)
@@ -94,7 +94,7 @@ async def run_completer(
         )
 
 
-async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: bool = False) -> int:
+async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: Callable[[], bool] = lambda: False) -> int:
     """Store one batch; how many outcomes were still ours to write."""
     conn = await line.connection()
     jobs = [(held, outcome) for held, outcome in batch if isinstance(held, Held)]
@@ -103,13 +103,14 @@ async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: bool =
     matched = 0
     if len(jobs) < len(batch):
         runs = [(held, outcome) for held, outcome in batch if isinstance(held, HeldSchedule)]
-        matched += len(await release_schedules(conn, store, runs, leaving=leaving))
+        matched += len(await release_schedules(conn, store, runs, leaving=leaving()))
     if successes:
         matched += len(await finish_jobs(conn, store, successes))
     if others:
         matched += await _settle(conn, store, others)
-    if leaving and jobs:
-        # A slot that becomes free here is not taken by this worker any more.
+    if leaving() and jobs:
+        # A slot that becomes free here is not taken by this worker any more. Looked at last: a worker that is not
+        # leaving yet hears of the slot when this returns.
         await notify_slots(conn, store, sorted({held.job.entrypoint for held, _ in jobs}))
     if matched < len(batch):
         logger.info("%d outcomes were dropped: they were no longer held by this worker", len(batch) - matched)

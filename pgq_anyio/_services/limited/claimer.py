@@ -69,6 +69,8 @@ class LimitedClaimer:
     reach: int = attrs.field(default=1, init=False)
     told_at: float = attrs.field(default=-math.inf, init=False)
     connection_no: int = attrs.field(default=0, init=False)
+    #: whether it claims nothing any more
+    has_ended: bool = attrs.field(default=False, init=False)
     #: whether the last claim was not answered: the next one is to block no more than one slot
     is_wary: bool = attrs.field(default=False, init=False)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 import anyio
 from anyio.abc import TaskStatus
+from psycopg import Error
 
 from ..._db import retrying
 from ..._db.retrying import PATIENCE
@@ -17,13 +19,27 @@ from ..._strict_hints import StrictHints
 from .claimer import LimitedClaimer
 from .claiming import claim_limited_once
 
+logger = logging.getLogger("pgq_anyio.limits")
+
 #: Pause between two notifications that slots are free which we cannot take (in seconds).
 TELL_PAUSE: Final = 0.05
+#: How long the last one may take (in seconds).
+LAST_WORDS: Final = 0.5
 
 
 async def run_limited(claimer: LimitedClaimer, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Claim until cancelled."""
     task_status.started()
+    try:
+        await _claim_for_ever(claimer)
+    finally:
+        # From here on, the completer tells of slots that become free.
+        claimer.has_ended = True
+        with anyio.move_on_after(LAST_WORDS, shield=True):
+            await _tell_last(claimer)
+
+
+async def _claim_for_ever(claimer: LimitedClaimer) -> None:
     while True:
         await claimer.stop.checkpoint()
         if claimer.outdated:
@@ -82,6 +98,17 @@ async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> Non
         else:
             timeout = TELL_PAUSE - (now - claimer.told_at)
     await claimer.room.wait(timeout)
+
+
+async def _tell_last(claimer: LimitedClaimer) -> None:
+    """Tell of the slots that were freed and not looked at; if that fails, the end of the worker tells of all."""
+    freed = [one.name for one in claimer.names.values() if one.freed]
+    if not freed:
+        return
+    try:
+        await notify_slots(await claimer.line.connection(), claimer.store, freed)
+    except (Error, OSError) as error:
+        logger.info("other workers could not be told that slots are free: %s", error)
 
 
 async def _doze(claimer: LimitedClaimer) -> None:
