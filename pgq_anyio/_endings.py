@@ -53,6 +53,8 @@ class Endings:
     _taken_weight: int = attrs.field(default=0, init=False)
     _weight: int = attrs.field(default=0, init=False)
     _all_stored: anyio.Event | None = attrs.field(default=None, init=False)
+    #: whether there is nobody any more who stores them
+    _abandoned: bool = attrs.field(default=False, init=False)
     #: whether somebody waits for one of those that were gathered
     _urgent: bool = attrs.field(default=False, init=False)
     #: ends a wait for more
@@ -132,9 +134,16 @@ class Endings:
             self._all_stored.set()
             self._all_stored = None
 
+    def abandon(self) -> None:
+        """Nobody stores outcomes any more: they are not waited for."""
+        self._abandoned = True
+        if self._all_stored is not None:
+            self._all_stored.set()
+            self._all_stored = None
+
     async def wait_stored(self) -> None:
-        """Wait until no outcome is on its way."""
-        if self._unstored:
+        """Wait until no outcome is on its way, or none will arrive any more."""
+        if self._unstored and not self._abandoned:
             if self._all_stored is None:
                 self._all_stored = anyio.Event()
             await self._all_stored.wait()

@@ -1,4 +1,4 @@
-"""The request to stop: what signals, ``stop()`` and a drained queue have in common."""
+"""The end of a worker: what signals, ``stop()``, a drained queue and an error that no retry can mend have in common."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from anyio.lowlevel import EventLoopToken, checkpoint_if_cancelled, current_toke
 
 @attrs.define(eq=False)
 class Stop:
-    """One request, in three degrees: gracefully, at once, and (for a program of its own) out of the process."""
+    """One request, in three degrees: gracefully, at once, and (for a program of its own) out of the process.
 
+    An error ends the worker without any request, by cancelling its tasks; what bounds the end has to know of both.
+    """
+
+    _begun: anyio.Event = attrs.field(factory=anyio.Event, init=False)
     _requested: anyio.Event = attrs.field(factory=anyio.Event, init=False)
     _hurried: anyio.Event = attrs.field(factory=anyio.Event, init=False)
     _given_up: anyio.Event = attrs.field(factory=anyio.Event, init=False)
@@ -26,11 +30,15 @@ class Stop:
 
     def request(self) -> None:
         """Stop gracefully: claim nothing, let running jobs end within the grace."""
+        self._begun.set()
         self._requested.set()
 
     def hurry(self) -> None:
         """Stop without the grace: cancel the jobs that still run."""
-        self._requested.set()
+        self.request()
+        self._hurry()
+
+    def _hurry(self) -> None:
         self._hurried.set()
         if self._scope is not None:
             self._scope.cancel()
@@ -39,6 +47,14 @@ class Stop:
         """Do not even wait for handlers that ignore their cancellation."""
         self.hurry()
         self._given_up.set()
+
+    def fail(self) -> None:
+        """An error ends the worker: cancel the jobs that still run, before the error does, so that they know why.
+        Nothing is requested, for whoever heeds requests would take the end for a peaceful one, and the error might get
+        lost.
+        """
+        self._begun.set()
+        self._hurry()
 
     def bind(self, scope: CancelScope) -> None:
         """Let ``hurry`` cancel this scope (the one around the jobs of the present term)."""
@@ -60,8 +76,12 @@ class Stop:
         """Wait for any degree."""
         await self._requested.wait()
 
+    async def wait_begun(self) -> None:
+        """Wait until the worker ends, asked to or not."""
+        await self._begun.wait()
+
     async def wait_hurried(self, timeout: float) -> None:
-        """Wait for the second degree, at most ``timeout`` seconds."""
+        """Wait for the second degree, or an error, at most ``timeout`` seconds."""
         with anyio.move_on_after(timeout):
             await self._hurried.wait()
 

@@ -28,6 +28,7 @@ from ._db.line import Line
 from ._db.retrying import PATIENCE
 from ._doorbell import Doorbell
 from ._endings import Endings
+from ._errors import leaves
 from ._hints import Hints
 from ._holdings import Holdings, Run
 from ._lifecycle import GIVEN_BACK, Outcome
@@ -62,7 +63,7 @@ from ._services.slots import Slots
 from ._stop import Stop
 from ._store._sql import Store
 from ._store.limiter import define_limits
-from ._store.worker import Pulse, leave, register_worker
+from ._store.worker import Pulse, leave, mark_left, register_worker
 from ._timetable import HeldSchedule, Wanted
 
 logger = logging.getLogger("pgq_anyio.worker")
@@ -101,6 +102,30 @@ class Worker:
     reported: bool = attrs.field(default=False, init=False)
     #: whether the limits have been put into the database: later terms leave them as they are
     has_defined: bool = attrs.field(default=False, init=False)
+    last_resort: LastResort = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.last_resort = LastResort(
+            stop=self.stop,
+            shutdown_grace=self.settings.shutdown_grace,
+            cancel_grace=self.settings.cancel_grace,
+            running=lambda: [] if self.term is None else self.term.running(),
+            endings=self.endings,
+            mark_left=self._mark_left,
+        )
+
+    async def _mark_left(self) -> None:
+        if self.term is not None:
+            await self.term.mark_left_once()
+
+    def service_failed(self, name: str, error: Exception) -> None:
+        """A service has met an error that no retry can mend. It ends the run; ``run()`` raises it, but not before the
+        last handler has ended, and that may take a while.
+        """
+        leaf = next(leaves(error))
+        message = str(leaf).partition("\n")[0]
+        logger.error("the %s has failed, which ends the worker: %s: %s", name, type(leaf).__name__, message)
+        self.stop.fail()
 
     def is_leaving(self) -> bool:
         """Whether slots that become free are left to other workers, because this one stops or is being stopped."""
@@ -168,7 +193,10 @@ class Term:
             on_cancelled=self._expect_end,
         )
         self.overdue = OverdueWatch(
-            line=self.dispatch_line, store=store, grace=settings.cancel_grace, running=self._running
+            line=self.dispatch_line,
+            store=store,
+            grace=settings.cancel_grace,
+            running=self.running,
         )
         self.drain = Drain(
             line=self.dispatch_line,
@@ -245,16 +273,6 @@ class Term:
             on_notification=self._on_notification,
             on_listening=self._look_everywhere,
         )
-        self.last_resort = LastResort(
-            line=self.heartbeat_line,
-            store=store,
-            worker_id=self.worker_id,
-            stop=worker.stop,
-            shutdown_grace=settings.shutdown_grace,
-            cancel_grace=settings.cancel_grace,
-            running=self._running,
-            endings=worker.endings,
-        )
 
     # -- registration ----------------------------------------------------------------------------------------------
 
@@ -311,6 +329,10 @@ class Term:
     async def leave_once(self) -> None:
         """Give up the registration, and whatever the database still holds for it."""
         await leave(await self.heartbeat_line.connection(), self.worker.store, worker_id=self.worker_id)
+
+    async def mark_left_once(self) -> None:
+        """Say that the worker goes although handlers still run."""
+        await mark_left(await self.heartbeat_line.connection(), self.worker.store, worker_id=self.worker_id)
 
     async def wind_up(self) -> None:
         """After a lost lease: see that everything of this term is stored or given back, however long it takes."""
@@ -394,7 +416,8 @@ class Term:
         self.scheduler.handler_ended(run)
         self.worker.endings.put(run.held, outcome)
 
-    def _running(self) -> list[Run | ScheduledRun]:
+    def running(self) -> list[Run | ScheduledRun]:
+        """Jobs and scheduled runs whose handler has not ended."""
         return [*self.holdings.running(), *self.scheduler.running()]
 
     def hurry(self) -> None:
@@ -418,13 +441,14 @@ class Term:
         self.stop_scope.deadline = min(self.stop_scope.deadline, deadline)
         if self.slots is not None:
             self.slots.give_back()
-        self.overdue.expect_all(self.stop_scope.deadline)
 
     def interrupted(self) -> None:
-        """Something around the jobs is being cancelled, by the caller of ``run()`` or by an error."""
+        """Something around the jobs has just been cancelled: by the end of a grace, by a second signal, with the lease,
+        by an error, or by the caller of ``run()``. All but the lease end the worker.
+        """
         if not self.lease_scope.cancel_called:
-            self.stop_scope.cancel()
-        self.overdue.expect_all(anyio.current_time())
+            self.worker.stop.hurry()
+        self.overdue.expect_all()
 
     # -- news ------------------------------------------------------------------------------------------------------
 

@@ -3,31 +3,38 @@
 ::
 
     run_worker
-    ├─ signals          only if asked for
-    ├─ watchdog         names what blocks the event loop
-    ├─ completer        stores outcomes; ends when its queue is closed and flushed
-    └─ lifespan         the user's resources
-       └─ term          one registration (worker_id); a new one after a lost lease
-          ├─ heartbeat, listener, overdue watch, last resort      until the last job has ended
-          └─ lease scope                deadline moved by each heartbeat
-             ├─ process pool            if an entrypoint uses it
-             └─ stop scope              deadline set once, when the stop begins
-                └─ jobs                 every running job and scheduled run, each in its own CancelScope
-                   └─ intake            cancelled first: claimers, promoter, scheduler, rescuer, pruner, drain
+    ├─ signals, last resort         to the very end; only if asked for
+    ├─ watchdog                     to the very end; names what blocks the event loop
+    ├─ completer                    stores outcomes; ends when its queue is closed and flushed
+    └─ lifespan                     the user's resources
+       └─ term                      one registration (worker_id); a new one after a lost lease
+          ├─ overdue watch          to the end of the term; names handlers that ignore their cancellation
+          ├─ heartbeat, listener    until the last job has ended
+          └─ lease scope            deadline moved by each heartbeat
+             ├─ process pool        if an entrypoint uses it
+             └─ stop scope          deadline set once, when the stop begins
+                ├─ lookout          tells that the jobs are being cancelled, by whatever
+                └─ jobs             every running job and scheduled run, each in its own CancelScope
+                   └─ intake        cancelled first: claimers, promoter, scheduler, rescuer, pruner, drain
 
 Nesting order is stop order. Services meet here only: they are handed functions and values. Memory changes in
 synchronous functions (``Term``'s), never across an ``await``.
+
+An error that no retry can mend cancels everything beside it and inside of that, and nothing is left but handlers that
+ignore their cancellation. What bounds that end, or names who delays it, is *kept*: no error and no cancellation ends it
+before all the rest has ended.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final, Protocol
 
 import anyio
+from anyio import CancelScope
 from anyio.abc import TaskGroup, TaskStatus
 
 from ._db import retrying
@@ -62,14 +69,18 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
     """Run until the stop is requested, the queue is drained, or an error that no retry can mend."""
     completion = Line(worker.driver, "completion", COMPLETION_SETTINGS, cleanup_timeout=1.0)
     shield = CompleterShield()
-    async with anyio.create_task_group() as outermost:
+    guard = partial(_guard, worker)
+    async with _open_keep(worker) as keep:
         if worker.settings.signals:
-            await outermost.start(run_signals, worker.settings.signals, worker.stop, name="signals")
+            await keep(run_signals, worker.settings.signals, worker.stop, name="signals")
+        if worker.settings.exit_process:
+            await keep(run_last_resort, worker.last_resort, name="last resort")
         if worker.settings.block_warning is not None:
-            outermost.start_soon(run_watchdog, worker.settings.block_warning, name="watchdog")
+            await keep(run_watchdog, worker.settings.block_warning, name="watchdog")
         async with anyio.create_task_group() as services:
             services.start_soon(
                 partial(
+                    guard,
                     run_completer,
                     completion,
                     worker.store,
@@ -83,11 +94,14 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
             )
             try:
                 async with worker.lifespan() as worker.resources:
-                    await _run_terms(worker, completion, task_status)
+                    try:
+                        await _run_terms(worker, completion, task_status)
+                    except BaseException:
+                        worker.stop.fail()
+                        raise
             finally:
                 shield.limit(FAREWELL)
                 worker.endings.close()
-        outermost.cancel_scope.cancel()
 
 
 async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[None]) -> None:
@@ -110,51 +124,114 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
 
 async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
     stop = term.worker.stop
-    async with anyio.create_task_group() as upkeep:
-        upkeep.start_soon(run_overdue_watch, term.overdue, name="overdue watch")
-        if term.worker.settings.exit_process:
-            upkeep.start_soon(run_last_resort, term.last_resort, name="last resort")
-        with term.lease_scope:
-            if await _until_stopped(stop, partial(_start_upkeep, term, upkeep)):
-                async with _open_process_pool(term) as pool:
-                    term.open_tools(pool)
-                    with term.stop_scope:
-                        stop.bind(term.stop_scope)
-                        async with anyio.create_task_group() as jobs:
-                            await _run_intake(term, jobs, task_status)
-        upkeep.cancel_scope.cancel()
+    async with _open_keep(term.worker) as keep:
+        await keep(run_overdue_watch, term.overdue, name="overdue watch")
+        async with anyio.create_task_group() as upkeep:
+            with term.lease_scope:
+                if await _until_stopped(stop, partial(_start_upkeep, term, upkeep)):
+                    async with _open_process_pool(term) as pool:
+                        term.open_tools(pool)
+                        with term.stop_scope:
+                            stop.bind(term.stop_scope)
+                            await _run_jobs(term, task_status)
+            upkeep.cancel_scope.cancel()
 
 
 async def _start_upkeep(term: Term, upkeep: TaskGroup) -> None:
     """What has to work before anything is claimed, and goes on until the last job has ended."""
-    await upkeep.start(run_heartbeat, term.heart, name="heartbeat")
-    await upkeep.start(run_listener, term.ear, name="listener")
+    guard = partial(_guard, term.worker)
+    await upkeep.start(guard, run_heartbeat, term.heart, name="heartbeat")
+    await upkeep.start(guard, run_listener, term.ear, name="listener")
+
+
+async def _run_jobs(term: Term, task_status: TaskStatus[None]) -> None:
+    over = anyio.Event()
+    async with anyio.create_task_group() as around_jobs:
+        around_jobs.start_soon(_run_lookout, over, term.interrupted, name="lookout")
+        async with anyio.create_task_group() as jobs:
+            await _run_intake(term, jobs, task_status)
+        over.set()
 
 
 async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]) -> None:
     """Everything that brings in work, until the stop is requested."""
     term.jobs = jobs
+    guard = partial(_guard, term.worker)
     async with anyio.create_task_group() as intake:
         try:
-            await intake.start(run_pruner, term.pruner, name="pruner")
-            intake.start_soon(run_promoter, term.promoter, name="promoter")
-            intake.start_soon(run_rescuer, term.rescuer, name="rescuer")
+            await intake.start(guard, run_pruner, term.pruner, name="pruner")
+            intake.start_soon(guard, run_promoter, term.promoter, name="promoter")
+            intake.start_soon(guard, run_rescuer, term.rescuer, name="rescuer")
             if term.worker.settings.mode == "drain":
-                intake.start_soon(run_drain, term.drain, name="drain")
-            await intake.start(run_scheduler, term.scheduler, name="scheduler")
-            await intake.start(run_limited, term.limited, name="limited claimer")
-            await intake.start(run_claimer, term.claimer, name="claimer")
+                intake.start_soon(guard, run_drain, term.drain, name="drain")
+            await intake.start(guard, run_scheduler, term.scheduler, name="scheduler")
+            await intake.start(guard, run_limited, term.limited, name="limited claimer")
+            await intake.start(guard, run_claimer, term.claimer, name="claimer")
             if not term.worker.reported:
                 term.worker.reported = True
                 task_status.started()
             await term.worker.stop.wait_requested()
             term.begin_stop(anyio.current_time() + term.worker.settings.shutdown_grace)
-        except anyio.get_cancelled_exc_class():
+        except BaseException:
             term.interrupted()
             raise
         finally:
             term.hurry()
         intake.cancel_scope.cancel()
+
+
+class _Keep(Protocol):
+    """Starts a task that is kept."""
+
+    async def __call__(self, service: Callable[..., Coroutine[Any, Any, None]], *args: object, name: str) -> None: ...
+
+
+@asynccontextmanager
+async def _open_keep(worker: Worker) -> AsyncIterator[_Keep]:
+    """Keep the tasks that are started with this until the block has been left, whatever is cancelled or fails."""
+    scopes: list[CancelScope] = []
+
+    async def run(
+        scope: CancelScope,
+        service: Callable[..., Coroutine[Any, Any, None]],
+        *args: object,
+        task_status: TaskStatus[None],
+    ) -> None:
+        with scope:
+            await _guard(worker, service, *args, task_status=task_status)
+
+    async def keep(service: Callable[..., Coroutine[Any, Any, None]], *args: object, name: str) -> None:
+        scope = CancelScope()
+        await tasks.start(run, scope, service, *args, name=name)
+        scope.shield = True  # not before it has started: one that cannot must not hold up who waits for it
+        scopes.append(scope)
+
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield keep
+        finally:
+            for scope in scopes:
+                scope.cancel()
+
+
+async def _guard(
+    worker: Worker, service: Callable[..., Coroutine[Any, Any, None]], *args: object, **options: object
+) -> None:
+    """Run a service, and tell of an error of its own at once: the tasks around it may take long to end."""
+    try:
+        await service(*args, **options)
+    except Exception as error:
+        worker.service_failed(str(anyio.get_current_task().name), error)
+        raise
+
+
+async def _run_lookout(over: anyio.Event, on_cancelled: Callable[[], None]) -> None:
+    """Tell if everything beside this task is cancelled before it is over."""
+    try:
+        await over.wait()
+    except anyio.get_cancelled_exc_class():
+        on_cancelled()
+        raise
 
 
 @asynccontextmanager

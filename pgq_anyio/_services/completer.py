@@ -86,6 +86,7 @@ async def run_completer(
                 on_stored(batch)
                 await endings.wait_worthwhile()
         finally:
+            endings.abandon()
             line.close()
     if endings.unstored:
         logger.error(

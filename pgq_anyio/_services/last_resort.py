@@ -1,4 +1,4 @@
-"""Bounds the stop of a program of its own: handlers that ignore their cancellation are left behind with the process.
+"""Bounds the end of a program of its own: handlers that ignore their cancellation are left behind with the process.
 
 ``run()`` inside somebody else's program never does this: it waits for every handler.
 """
@@ -6,34 +6,35 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 import attrs
+from anyio.abc import TaskStatus
 
-from .._db.line import Line
 from .._endings import Endings
+from .._errors import leaves
 from .._holdings import Run
 from .._scheduled import ScheduledRun
 from .._stop import Stop
-from .._store._sql import Store
-from .._store.worker import mark_left
 
 logger = logging.getLogger("pgq_anyio.last_resort")
 
-#: How long the last words to the database may take (in seconds).
-LAST_WORDS: Final = 0.8
+#: How long the last outcomes and the last words to the database may take (in seconds), each.
+LAST_OUTCOMES: Final = 0.4
+LAST_WORDS: Final = 0.4
+#: How long the rest may take once it is hurried and no handler runs any more (in seconds): the farewell and the last
+#: outcomes, which have bounds of their own, and the exit of the lifespan, which has none.
+REST: Final = 10.0
 
 
 @attrs.define(eq=False, kw_only=True)
 class LastResort:
     """What is left to do before the process ends."""
 
-    line: Line
-    store: Store
-    worker_id: int
     stop: Stop
     #: how long running jobs may go on after a request to stop (in seconds)
     shutdown_grace: float
@@ -41,31 +42,52 @@ class LastResort:
     cancel_grace: float
     running: Callable[[], list[Run | ScheduledRun]]
     endings: Endings
+    #: tells the database that this worker goes although handlers of its own still run
+    mark_left: Callable[[], Awaitable[None]]
     #: ends the process
     exit: Callable[[int], object] = os._exit
 
 
-async def run_last_resort(resort: LastResort) -> None:
+async def run_last_resort(resort: LastResort, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Wait for the end of all patience, then end the process with exit code 1.
 
-    Started with the term and not when the stop begins: signals may come so fast one after the other that nothing that
-    would have to be started in between is.
+    Started with the worker and not when its end begins: signals may come so fast one after the other that nothing that
+    would have to be started in between is, and an error leaves nobody to start anything.
     """
-    await resort.stop.wait_requested()
+    task_status.started()
+    await resort.stop.wait_begun()
     await resort.stop.wait_hurried(resort.shutdown_grace)
     await resort.stop.wait_given_up(resort.cancel_grace)
-    for run in resort.running():
+    if not resort.running():
+        # All jobs have ended. What is left of a peaceful stop may take its time.
+        await resort.stop.wait_hurried(math.inf)
+        await resort.stop.wait_given_up(REST)
+    await leave_behind(resort)
+
+
+async def leave_behind(resort: LastResort) -> None:
+    """Name what still runs, save what can be saved, and end the process."""
+    running = resort.running()
+    for run in running:
         logger.error(
             "%s still runs and is left behind; another worker will run it again. It was here:\n%s",
             run.title,
             run.context.stack() or "(its stack is in another process)",
         )
+    if not running:
+        logger.error("no job runs any more, but the worker does not end: does the exit of its lifespan hang?")
+    with anyio.move_on_after(LAST_OUTCOMES, shield=True):
+        await resort.endings.wait_stored()
     with anyio.move_on_after(LAST_WORDS, shield=True):
         try:
-            await resort.endings.wait_stored()
-            conn = await resort.line.connection()
-            await mark_left(conn, resort.store, worker_id=resort.worker_id)
-        except Exception:  # the process ends whatever the database says
-            logger.exception("the database could not be told that this worker leaves")
+            await resort.mark_left()
+        except Exception as error:  # the process ends whatever the database says
+            leaf = next(leaves(error))
+            logger.error(
+                "the database could not be told that this worker leaves (%s: %s); its lease will end by itself",
+                type(leaf).__name__,
+                str(leaf).partition("\n")[0],
+                exc_info=logger.isEnabledFor(logging.DEBUG),
+            )
     logging.shutdown()
     resort.exit(1)

@@ -1,7 +1,7 @@
 """Names handlers that ignore their cancellation: a warning with the stack, and a mark in the row.
 
-Nothing else happens to them: the row, the slot and the outcome wait for the handler's end. A watch that asks the
-clock only while somebody is being cancelled costs the others nothing.
+Nothing else happens to them: the row, the slot and the outcome wait for the handler's end. Whoever cancels a job says
+so here. A watch that asks the clock only while somebody is being cancelled costs the others nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import partial
 
 import anyio
 import attrs
+from anyio.abc import TaskStatus
 
 from .._db import retrying
 from .._db.line import Line
@@ -36,25 +37,39 @@ class OverdueWatch:
     grace: float
     #: everything whose handler has not ended
     running: Callable[[], list[Run | ScheduledRun]]
-    _waiting: list[tuple[float, Run | ScheduledRun]] = attrs.field(factory=list, init=False)
+    #: when those who were asked to end are overdue (event loop's clock)
+    _due: dict[Run | ScheduledRun, float] = attrs.field(factory=dict, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
 
     def expect(self, run: Run | ScheduledRun) -> None:
-        """A handler has been asked to end."""
-        self._waiting.append((anyio.current_time() + self.grace, run))
+        """A handler has been asked to end. If it was before, and has not been reported yet, that counts."""
+        self._due.setdefault(run, anyio.current_time() + self.grace)
         self._bell.ring()
 
-    def expect_all(self, cancelled_at: float) -> None:
-        """All handlers that still run at ``cancelled_at`` (event loop's clock) are asked to end then."""
-        self._waiting.extend((cancelled_at + self.grace, run) for run in self.running())
-        self._bell.ring()
+    def expect_all(self) -> None:
+        """All handlers that run have been asked to end."""
+        for run in self.running():
+            self.expect(run)
+
+    def wait_time(self) -> float:
+        """How long nobody can be overdue, unless ``expect`` is called (in seconds)."""
+        self._due = {run: at for run, at in self._due.items() if not run.ended}
+        return min(self._due.values(), default=math.inf) - anyio.current_time()
+
+    def take_overdue(self) -> list[Run | ScheduledRun]:
+        """Those who are overdue now, each once for every time that it is asked to end."""
+        now = anyio.current_time()
+        overdue = [run for run, at in self._due.items() if at <= now and not run.ended]
+        for run in overdue:
+            del self._due[run]
+        return overdue
 
 
-async def run_overdue_watch(watch: OverdueWatch) -> None:
+async def run_overdue_watch(watch: OverdueWatch, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Watch until cancelled."""
+    task_status.started()
     while True:
-        watch._waiting = [(at, run) for at, run in watch._waiting if not run.ended]
-        pause = min((at for at, _ in watch._waiting), default=math.inf) - anyio.current_time()
+        pause = watch.wait_time()
         if pause > 0:
             await watch._bell.wait(None if math.isinf(pause) else pause)
         else:
@@ -63,10 +78,8 @@ async def run_overdue_watch(watch: OverdueWatch) -> None:
 
 async def report_once(watch: OverdueWatch) -> int:
     """Report every handler that is overdue now; how many there are."""
-    now = anyio.current_time()
-    overdue = {id(run): run for at, run in watch._waiting if at <= now and not run.ended}
-    watch._waiting = [(at, run) for at, run in watch._waiting if at > now]
-    for run in overdue.values():
+    overdue = watch.take_overdue()
+    for run in overdue:
         logger.warning(
             "%s ignores its cancellation (%s) for more than %g s; it keeps its row and slot:\n%s",
             run.title,
@@ -74,7 +87,8 @@ async def report_once(watch: OverdueWatch) -> int:
             watch.grace,
             run.context.stack() or "(its stack is in another process)",
         )
-        if isinstance(run, Run):
+    for run in overdue:
+        if isinstance(run, Run) and not run.ended:
             await retrying(partial(_mark, watch, run), what="marking a job as overdue", patience=PATIENCE)
     return len(overdue)
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import anyio
 import attrs
+from anyio.abc import TaskStatus
 
 logger = logging.getLogger("pgq_anyio.watchdog")
 
@@ -59,13 +60,14 @@ class Watchdog:
             )
 
 
-async def run_watchdog(limit: float) -> None:
+async def run_watchdog(limit: float, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Watch until cancelled.
 
     :param limit: a loop that does not run for this long is blocked (in seconds)
     """
     watchdog = Watchdog(limit)
     threading.Thread(target=watchdog.watch, name="pgq_anyio watchdog", daemon=True).start()
+    task_status.started()
     try:
         while True:
             watchdog.stamped_at = time.monotonic()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 
-from pgq_anyio import Job, PgQueuer, Retry
+from pgq_anyio import Job, PgQueuer, Retry, Schedule
 from tests.worker import apps as worker_apps
 
 #: The handlers of the worker's tests.
@@ -94,6 +95,55 @@ def retrying() -> PgQueuer:
     async def again(job: Job) -> None:
         if job.attempt == 1:
             raise Retry(delay=0.5)
+
+    return app
+
+
+def one_of_each() -> PgQueuer:
+    """A name for every service that may fail, and a handler that ignores its cancellation."""
+    app = PgQueuer()
+
+    @app.entrypoint("quick")
+    async def quick(job: Job) -> None: ...
+
+    @app.entrypoint("limited", concurrency_limit=1)
+    async def limited(job: Job) -> None: ...
+
+    @app.entrypoint("deaf")
+    def deaf(job: Job) -> None:
+        worker_apps.log(job.id, "start")
+        time.sleep(3600)
+
+    @app.schedule("tick", "* * * * * *")
+    async def tick(schedule: Schedule) -> None: ...
+
+    return app
+
+
+def slow_to_close() -> PgQueuer:
+    """A lifespan whose exit takes two seconds, whatever is cancelled."""
+    return _closing_in(2)
+
+
+def hanging() -> PgQueuer:
+    """A lifespan whose exit hangs."""
+    return _closing_in(3600)
+
+
+def _closing_in(delay: float) -> PgQueuer:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            print("closing", flush=True)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(delay)
+
+    app = PgQueuer(lifespan=lifespan)
+
+    @app.entrypoint("quick")
+    async def quick(job: Job) -> None: ...
 
     return app
 

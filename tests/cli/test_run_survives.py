@@ -1,4 +1,4 @@
-"""What does and does not end a worker under the command line."""
+"""What does not end a worker under the command line."""
 
 from __future__ import annotations
 
@@ -34,19 +34,3 @@ def test_errors_stay_with_their_job(commands: Commands, fleet: Fleet, loop: list
     assert "never awaited" not in worker.output
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
-
-
-@pytest.mark.promise(37)
-def test_an_error_that_no_retry_can_mend(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
-    """A worker whose tables are taken away ends with its leaf error and 1; it is never half dead."""
-    worker = commands.start_worker(fleet.schema, *loop, "--dequeue-timeout=0.2", "--lease=2", "--cancel-grace=1")
-    fleet.rows("alter table {schema}.queued rename to gone")
-    try:
-        assert worker.wait() == 1
-    finally:
-        fleet.rows("alter table {schema}.gone rename to queued")
-    (said,) = [line for line in worker.output.splitlines() if line.startswith("pgq-anyio: ")]
-    assert "does not exist" in said
-    assert "TaskGroup" not in said
-    assert "could not say farewell to the database (UndefinedTable: " in worker.output
-    assert "Traceback" not in worker.output

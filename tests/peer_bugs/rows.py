@@ -164,6 +164,8 @@ ROWS: Final = (
     _row(
         "jobs shielded from their parent run on unleased after the heartbeat died",
         "worker/test_stopping::test_a_service_that_fails_for_good_ends_the_run_with_its_leaf_error",
+        "worker/test_service_crashes::test_each_service_that_crashes_ends_every_job",
+        "cli/test_run_fails::test_a_stubborn_handler_does_not_keep_a_worker_that_failed",
         "worker/test_silence::test_a_worker_that_is_cut_off_has_ended_its_jobs_before_others_start_them",
     ),
     _row(
