@@ -126,6 +126,11 @@ class Context:
         return reason
 
     @property
+    def times_out_at(self) -> float:
+        """When its timeout cancels this run, or has (event loop's clock); infinite if it has none, or does not run."""
+        return math.inf if self._timeout_scope is None else self._timeout_scope.deadline
+
+    @property
     def is_requested(self) -> bool:
         """Whether this one run was asked to end, for whatever reason."""
         return self._requested is not None

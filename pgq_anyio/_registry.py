@@ -134,6 +134,10 @@ class Registry:
         entries: list[Entrypoint | ScheduleEntry] = [*self.entrypoints.values(), *self.schedules.values()]
         return [entry.executor for entry in entries]
 
+    def shortest_timeout(self) -> float:
+        """The shortest ``timeout`` of all entrypoints (in seconds); infinite if there is none."""
+        return min((e.timeout for e in self.entrypoints.values() if e.timeout is not None), default=math.inf)
+
     def shortest_lease(self, lease: float) -> float:
         """The lease of a worker: the smallest of its own and its entrypoints' ``retry_timer`` (in seconds)."""
         return min([lease, *(e.retry_timer for e in self.entrypoints.values() if e.retry_timer is not None)])

@@ -196,6 +196,7 @@ class Term:
             line=self.dispatch_line,
             store=store,
             grace=settings.cancel_grace,
+            shortest_timeout=registry.shortest_timeout(),
             running=self.running,
         )
         self.drain = Drain(

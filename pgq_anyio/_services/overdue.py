@@ -1,7 +1,9 @@
 """Names handlers that ignore their cancellation: a warning with the stack, and a mark in the row.
 
 Nothing else happens to them: the row, the slot and the outcome wait for the handler's end. Whoever cancels a job says
-so here. A watch that asks the clock only while somebody is being cancelled costs the others nothing.
+so here. Only the timeout of a job is a scope that fires without any code of ours: the jobs that run are looked at, when
+one of them may be overdue, or one that has started since could be. So no timer is set for any job, and jobs without a
+timeout cost nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import anyio
 import attrs
@@ -26,6 +29,9 @@ from .._store.running import mark_overdue
 
 logger = logging.getLogger("pgq_anyio.overdue")
 
+#: The shortest pause between two looks at timeouts (in seconds).
+SHORTEST_PAUSE: Final = 0.5
+
 
 @attrs.define(eq=False, kw_only=True)
 class OverdueWatch:
@@ -35,10 +41,16 @@ class OverdueWatch:
     store: Store
     #: how long after its cancellation a handler is overdue (in seconds)
     grace: float
+    #: the shortest timeout that a job can have (in seconds)
+    shortest_timeout: float
     #: everything whose handler has not ended
     running: Callable[[], list[Run | ScheduledRun]]
     #: when those who were asked to end are overdue (event loop's clock)
     _due: dict[Run | ScheduledRun, float] = attrs.field(factory=dict, init=False)
+    #: those whose timeout has passed, and was seen
+    _timed_out: set[Run | ScheduledRun] = attrs.field(factory=set, init=False)
+    #: when to look at the timeouts again (event loop's clock)
+    _look_at: float = attrs.field(default=-math.inf, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
 
     def expect(self, run: Run | ScheduledRun) -> None:
@@ -54,15 +66,29 @@ class OverdueWatch:
     def wait_time(self) -> float:
         """How long nobody can be overdue, unless ``expect`` is called (in seconds)."""
         self._due = {run: at for run, at in self._due.items() if not run.ended}
-        return min(self._due.values(), default=math.inf) - anyio.current_time()
+        return min(self._look_at, *self._due.values(), math.inf) - anyio.current_time()
 
     def take_overdue(self) -> list[Run | ScheduledRun]:
         """Those who are overdue now, each once for every time that it is asked to end."""
         now = anyio.current_time()
+        if self._look_at <= now:
+            self._look_at_timeouts(now)
         overdue = [run for run, at in self._due.items() if at <= now and not run.ended]
         for run in overdue:
             del self._due[run]
         return overdue
+
+    def _look_at_timeouts(self, now: float) -> None:
+        self._timed_out = {run for run in self._timed_out if not run.ended}
+        next_due = self.shortest_timeout + self.grace  # of a job that starts right now
+        for run in self.running():
+            pause = run.context.times_out_at + self.grace - now
+            if pause > 0:
+                next_due = min(next_due, pause)
+            elif run not in self._timed_out:
+                self._timed_out.add(run)
+                self._due.setdefault(run, now)
+        self._look_at = now + max(next_due, SHORTEST_PAUSE)
 
 
 async def run_overdue_watch(watch: OverdueWatch, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -130,5 +130,7 @@ select r.job_id, r.claim_no from {schema}.running r
 where r.job_id = any (%(job_ids)s::bigint[]) and r.worker_id = %(worker_id)s::bigint and r.cancel_requested_at is not null
 
 -- name: mark_overdue
+-- The first time counts.
 update {schema}.running r set overdue_at = clock_timestamp()
 where r.job_id = %(job_id)s::bigint and r.worker_id = %(worker_id)s::bigint and r.claim_no = %(claim_no)s::bigint
+    and r.overdue_at is null
