@@ -3,6 +3,10 @@
 Where a cancellation comes from decides how it travels. A *cancel request* is a record of this one job: it is delivered
 through ``ctx.cancellation`` if the handler has ever entered it, else through the job's own scope. A *shutdown* and a
 *lost lease* are scopes around all jobs, a *timeout* is a scope inside the job's: they need no code of ours to fire.
+
+A job may have to *wait to start*, for a free process. Its task is there and its handler is not, so it is treated as
+one that was never started: the clock of its timeout stands still, and already the request to stop cancels its scope.
+Whether it was still waiting when it was interrupted is a record of this context, which the runner reads.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ import math
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -60,6 +64,8 @@ class OuterScopes:
 
     lease: CancelScope
     stop: CancelScope
+    #: whether the worker has been asked to stop: no handler may start any more
+    is_stopping: Callable[[], bool] = lambda: False
     #: the event loop's
     thread: int = attrs.field(factory=threading.get_ident, init=False)
 
@@ -98,6 +104,8 @@ class Context:
     _timeout_scope: CancelScope | None = None
     _requested: Literal[CancelReason.USER, CancelReason.LEASE_LOST] | None = None
     _pause_scope: CancelScope | None = None
+    _has_waited: bool = False
+    _is_waiting: bool = False
     _awaitable: Awaitable[object] | None = None
     _thread_id: int | None = None
 
@@ -136,6 +144,11 @@ class Context:
         return self._requested is not None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the handler has not started yet because it has to wait for something, or never will after that."""
+        return self._is_waiting
+
+    @property
     def has_seen_cancellation(self) -> bool:
         """Whether the handler has learnt of its cancellation by looking."""
         return self._cancellation is not None and self._cancellation.seen
@@ -151,6 +164,43 @@ class Context:
     def open_timeout(self, scope: CancelScope) -> None:
         """Set the scope of the job's timeout (the runner does)."""
         self._timeout_scope = scope
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait in this block for what the handler needs before it can start, such as a free process (executors do).
+
+        In it the job counts as not started: its timeout begins after the block, a cancel request or a stop ends it at
+        once, and whatever does leaves the job as if it had never been claimed. There is one such block in a run: once a
+        handler may have started, a further one changes nothing.
+        """
+        if self._has_waited or self._scope is None:
+            yield
+            return
+        self._has_waited = self._is_waiting = True
+        timeout = self._timeout_scope
+        allowed = math.inf
+        # A deadline that has passed cannot be revived.
+        if timeout is not None and (remaining := timeout.deadline - anyio.current_time()) > 0:
+            allowed, timeout.deadline = remaining, math.inf
+        try:
+            self._end_wait_if_stopping()
+            yield
+        finally:
+            # What was waited for may have come in the very moment of the request to stop.
+            self._end_wait_if_stopping()
+            if not outer_cancelled():
+                self._is_waiting = False
+                if timeout is not None and allowed < math.inf:
+                    timeout.deadline = anyio.current_time() + allowed
+
+    def _end_wait_if_stopping(self) -> None:
+        if self._outer.is_stopping():
+            self.end_wait()
+
+    def end_wait(self) -> None:
+        """If the handler still waits to start, it never will (the worker says so when it stops)."""
+        if self._is_waiting and self._scope is not None:
+            self._scope.cancel()
 
     async def pause(self, delay: float) -> None:
         """Wait between two calls of the handler (executors do), no longer than until a cancel request.

@@ -161,7 +161,7 @@ class Term:
         self.margin = min(settings.cancel_grace, self.lease / 4)
         self.lease_scope = CancelScope()
         self.stop_scope = CancelScope()
-        self.outer = OuterScopes(self.lease_scope, self.stop_scope)
+        self.outer = OuterScopes(self.lease_scope, self.stop_scope, lambda: worker.stop.requested)
         self.tools: ExecutionTools | None = None
         self.jobs: TaskGroup | None = None
         self.slots: Slots | None = None
@@ -442,6 +442,8 @@ class Term:
         self.stop_scope.deadline = min(self.stop_scope.deadline, deadline)
         if self.slots is not None:
             self.slots.give_back()
+        for run in self.running():
+            run.context.end_wait()
 
     def interrupted(self) -> None:
         """Something around the jobs has just been cancelled: by the end of a grace, by a second signal, with the lease,

@@ -41,11 +41,12 @@ class ProcessExecutor(AbstractEntrypointExecutor):
         check_importable(self.parameters.func, bound=True)
 
     async def execute(self, job: Any, context: Context) -> object:
-        """Run the handler in a child and wait for its end, whatever is cancelled meanwhile."""
+        """Run the handler in a child, as soon as one is free, and wait for its end, whatever is cancelled meanwhile."""
         tools = context.tools
         return await tools.process_pool.run(
             self._target,
             (job,),
+            waiting=context.waiting(),
             cancel_grace=tools.cancel_grace,
             on_overdue=partial(self._tell_overdue, context, tools.cancel_grace),
         )

@@ -1,7 +1,8 @@
 """Sync handlers in threads. A thread is never abandoned: the job's task lives exactly as long as its thread.
 
 The limiter is the worker's own and as large as its ``max_concurrency``: AnyIO's default limiter of 40 threads belongs
-to the application, and a job that waited for one of its tokens would count as running although it is not.
+to the application, and a job that waited for one of its tokens would count as running although it is not. In the own
+one nobody ever waits: a token is given back before its job leaves the slot to another.
 """
 
 from __future__ import annotations

@@ -73,13 +73,15 @@ async def run_job(run: Run, scope: CancelScope, is_over: bool, end: Callable[[Ru
 
 
 def unstarted_outcome(context: Context) -> Outcome:
-    """The outcome of a job that was claimed and never started."""
+    """The outcome of a job that was claimed and whose handler has never started."""
     if context.cancel_reason is CancelReason.USER:
         return UNSTARTED_CANCELLED
     return UNSTARTED_GIVEN_BACK
 
 
 def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outcome:
+    if interrupted and run.context.is_waiting:
+        return unstarted_outcome(run.context)
     return decide_outcome(
         error,
         cancel_reason=_cancel_reason(run.context, interrupted=interrupted),
@@ -124,6 +126,8 @@ async def run_schedule(run: ScheduledRun, end: Callable[[ScheduledRun, Outcome],
 
 def _decide_schedule(context: Context, error: BaseException | None, *, interrupted: bool) -> Outcome:
     """As for a job of one attempt. An occurrence is not tried again: its schedule has a next one."""
+    if interrupted and context.is_waiting:
+        return GIVEN_BACK
     outcome = decide_outcome(
         error,
         cancel_reason=_cancel_reason(context, interrupted=interrupted),

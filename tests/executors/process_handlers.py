@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import anyio.lowlevel
 import sniffio
 
-from pgq_anyio import Job
+from pgq_anyio import Job, Schedule
 
 PYTHON_CHILD = """
 import os, signal, sys
@@ -176,6 +176,26 @@ def ignore_term_of_a_job(job: Job) -> None:
 
 def write_pid_of_a_job(job: Job) -> None:
     tell((job.payload or b"").decode())
+
+
+def hold_a_job(job: Job) -> None:
+    """Occupy the process until a file appears."""
+    path = (job.payload or b"").decode()
+    tell(path)
+    wait_for_file(path + ".go")
+
+
+def take_a_while(job: Job) -> None:
+    write_pid_of_a_job(job)
+    time.sleep(1.5)
+
+
+def stay_with_a_job(job: Job) -> None:
+    wait_here((job.payload or b"").decode())
+
+
+def write_pid_of_a_run(schedule: Schedule) -> None:
+    tell(schedule.name)
 
 
 class StopHandlerError(Exception):

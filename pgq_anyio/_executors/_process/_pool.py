@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ..._errors import ConfigurationError
 from ._child import is_child
@@ -25,6 +27,7 @@ from ._wire import MainUnpickler, pack_request, unpack_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Any, Self
 
@@ -82,6 +85,7 @@ class ProcessPool:
         target: str,
         arguments: tuple[object, ...] = (),
         *,
+        waiting: AbstractContextManager[None] | None = None,
         cancel_grace: float = 5.0,
         on_overdue: Callable[[], None] | None = None,
     ) -> object:
@@ -94,6 +98,7 @@ class ProcessPool:
 
         :param target: what :func:`check_importable` returned for the function, sync or async
         :param arguments: positional arguments. They have to be picklable, and so has the result.
+        :param waiting: entered for as long as the call waits for a free child
         :param cancel_grace: time between SIGTERM and SIGKILL (in seconds). Defaults to 5.
         :param on_overdue: called if the child still runs after ``cancel_grace``, just before SIGKILL
         :return: what the function returned
@@ -109,8 +114,14 @@ class ProcessPool:
         if os.getpid() != self._opened_by:
             raise RuntimeError(f"this process pool was opened by process {self._opened_by}; a fork of it cannot use it")
         request = pack_request(target, arguments)
-        async with self._slots:
+        slots = self._slots
+        with waiting or nullcontext():
+            await slots.acquire()
+        try:
+            await checkpoint_if_cancelled()  # the wait may have been ended when it was over anyway
             kind, body = await self._ask(target, request, cancel_grace, on_overdue)
+        finally:
+            slots.release()
         return unpack_reply(target, kind, body, _load)
 
     async def _ask(
