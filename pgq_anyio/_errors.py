@@ -45,6 +45,8 @@ class SchemaError(PgqError):
 class JobTimeout(PgqError):  # noqa: N818  (the name under which it is recorded)
     """Recorded for a job whose handler ran longer than its ``timeout``.
 
+    Its cause is what the handler raised when it was interrupted, if that was anything else than the cancellation.
+
     :param timeout: the limit that was reached (in seconds)
     """
 

@@ -94,7 +94,7 @@ def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outc
 
 def _cancel_reason(context: Context, *, interrupted: bool) -> CancelReason | None:
     reason = context.cancel_reason
-    if reason is None and interrupted and outer_cancelled():
+    if reason in (None, CancelReason.TIMEOUT) and interrupted and outer_cancelled():
         return CancelReason.SHUTDOWN  # a scope of the caller, around run() itself
     return reason
 
@@ -150,6 +150,7 @@ async def call_handler(
     :param timeout: the longest it may run (in seconds), or ``None``
     :return: what it raised, a ``JobTimeout``, or ``None`` if it returned
     """
+    interrupted_after: float | None = None
     try:
         with entered_context(context):
             if timeout is None:
@@ -157,20 +158,39 @@ async def call_handler(
                 return None
             with anyio.move_on_after(timeout) as scope:
                 context.open_timeout(scope)
-                await context.follow(executor.execute(task, context))
+                try:
+                    await context.follow(executor.execute(task, context))
+                except BaseException:
+                    # Asked first, this is false for a deadline that has passed unseen, in a blocked event loop.
+                    if outer_cancelled() and scope.cancel_called:
+                        interrupted_after = timeout
+                    raise
         if scope.cancelled_caught or (scope.cancel_called and context.has_seen_cancellation):
             return JobTimeout(timeout)
     except anyio.get_cancelled_exc_class() as error:  # noqa: ASYNC103  (one that no scope explains is an error)
         if outer_cancelled():
             raise
-        return error  # noqa: ASYNC104  (as above)
+        return _failure(error, interrupted_after)  # noqa: ASYNC104  (as above)
     except KeyboardInterrupt as error:
         if _is_real_interrupt(error):
             raise
-        return error
+        return _failure(error, interrupted_after)
     except BaseException as error:  # noqa: BLE001  (a handler may raise anything; that is the job's failure, not ours)
-        return error
+        return _failure(error, interrupted_after)
     return None
+
+
+def _failure(error: BaseException, interrupted_after: float | None) -> BaseException:
+    """What a job fails with whose handler has raised ``error``: under the cancellation of the timeout that is how the
+    handler was interrupted, whatever it is.
+
+    :param interrupted_after: the timeout that had cancelled the handler (in seconds), or ``None``
+    """
+    if interrupted_after is None:
+        return error
+    failure = JobTimeout(interrupted_after)
+    failure.__cause__ = error
+    return failure
 
 
 def _is_real_interrupt(error: KeyboardInterrupt) -> bool:
