@@ -46,20 +46,22 @@ class Cancellation:
         self._loop_thread = loop_thread
         self._token: EventLoopToken | None = None
         self._open: dict[int, list[CancelScope]] = {}
+        #: whether the handler itself has cancelled its blocks
         self._called = False
         self._caught = False
         #: whether the handler has ever entered a block
         self.entered: bool = False
-        #: whether the handler has learnt of its cancellation through this object
+        #: whether the handler has learnt through this object that somebody else cancels its job
         self.seen: bool = False
 
     @property
     def cancel_called(self) -> bool:
         """Whether this job is being cancelled, for whatever reason. Safe to read in any thread."""
-        called = self._called or self._reason is not None or self._thread_cancelled()
-        if called:
+        if self._called:
+            return True  # by the handler itself, which learns nothing by that
+        if self._reason is not None or self._thread_cancelled():
             self.seen = True
-        return called
+        return self.seen
 
     @property
     def _reason(self) -> CancelReason | None:
@@ -76,16 +78,14 @@ class Cancellation:
 
         This ends the blocks, not the job: the job's outcome is what the handler then returns or raises.
         """
+        self._called = True
         if threading.get_ident() == self._loop_thread:
             self.cancel_blocks()
         elif self._token is not None:
             anyio.from_thread.run_sync(self.cancel_blocks, token=self._token)
-        else:
-            self._called = True
 
     def cancel_blocks(self) -> None:
-        """Cancel every open block (in the event loop's thread)."""
-        self._called = True
+        """Cancel every open block (in the event loop's thread; the worker does, to deliver a cancel request)."""
         for scopes in self._open.values():
             for scope in scopes:
                 scope.cancel()
@@ -114,7 +114,7 @@ class Cancellation:
             del self._open[task_id]
         suppress = scope.__exit__(exc_type, exc, tb)
         if scope.cancelled_caught:
-            self._caught = self.seen = True
+            self._caught = True
         return suppress
 
     def _thread_cancelled(self) -> bool:

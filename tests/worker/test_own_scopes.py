@@ -1,8 +1,6 @@
-"""What a handler does to itself is no job cancellation, and what its timeout does is a failure."""
+"""What a handler does to itself is no job cancellation, and what it keeps from itself is none either."""
 
 from __future__ import annotations
-
-import threading
 
 import anyio
 import anyio.from_thread
@@ -15,7 +13,6 @@ from pgq_anyio import (
     JobStatus,
     PgQueuer,
     Queries,
-    RetryPolicy,
 )
 from pgq_anyio.testing import drain, running_worker
 from tests.worker.test_cancel import wait_status
@@ -47,6 +44,70 @@ async def test_what_a_handler_does_to_itself_is_no_job_cancellation(app: PgQueue
     with anyio.fail_after(10):
         await drain(app)
     assert {job_id: JobStatus.SUCCESSFUL} == await queries.job_status([job_id])
+
+
+@pytest.mark.promise(27)
+@pytest.mark.parametrize("interruption", ["stop", "timeout"])
+async def test_a_handler_that_ends_its_own_block_is_not_interrupted(
+    app: PgQueuer, queries: Queries, interruption: str
+) -> None:
+    """It has cancelled its block itself, looks whether it has, and ends its work although a stop or a timeout wants to
+    end it meanwhile: its job is successful.
+    """
+    started = anyio.Event()
+
+    @app.entrypoint("fetch", timeout=0.2 if interruption == "timeout" else None)
+    async def fetch(job: Job, context: Context) -> None:
+        with anyio.CancelScope(shield=True):
+            with context.cancellation:
+                context.cancellation.cancel()
+                await anyio.sleep_forever()
+            started.set()
+            while context.cancel_reason is None:  # noqa: ASYNC110  (whose scope it is depends)
+                await anyio.sleep(0.005)
+            assert context.cancellation.cancel_called
+
+    (job_id,) = await queries.enqueue("fetch")
+    with anyio.fail_after(20):
+        async with running_worker(app, shutdown_grace=0):
+            await started.wait()
+            if interruption == "timeout":
+                await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
+    assert {job_id: JobStatus.SUCCESSFUL} == await queries.job_status([job_id])
+
+
+@pytest.mark.promise(27)
+@pytest.mark.parametrize("interruption", ["stop", "timeout"])
+@pytest.mark.parametrize("way", ["shielded", "swallowed"])
+async def test_a_handler_that_keeps_the_cancellation_and_returns_has_done_its_work(
+    app: PgQueuer, queries: Queries, interruption: str, way: str
+) -> None:
+    """Only one that raises then, or that returns because it was told, was interrupted by a stop or a timeout."""
+    started = anyio.Event()
+    reasons: list[CancelReason | None] = []
+
+    @app.entrypoint("fetch", timeout=0.2 if interruption == "timeout" else None)
+    async def fetch(job: Job, context: Context) -> None:
+        started.set()
+        if way == "shielded":
+            with anyio.CancelScope(shield=True):
+                while context.cancel_reason is None:  # noqa: ASYNC110  (whose scope it is depends)
+                    await anyio.sleep(0.005)
+        else:
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class():  # noqa: ASYNC103  (what is tested)
+                pass
+        reasons.append(context.cancel_reason)
+
+    (job_id,) = await queries.enqueue("fetch")
+    with anyio.fail_after(20):
+        async with running_worker(app, shutdown_grace=0):
+            await started.wait()
+            if interruption == "timeout":
+                await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
+    assert {job_id: JobStatus.SUCCESSFUL} == await queries.job_status([job_id])
+    assert [CancelReason.TIMEOUT if interruption == "timeout" else CancelReason.SHUTDOWN] == reasons
 
 
 @pytest.mark.promise(27)
@@ -107,31 +168,3 @@ async def test_a_cancellation_kept_for_later_is_a_failure(app: PgQueuer, queries
     record = await queries.get_job(job_id)
     assert record is not None
     assert [anyio.get_cancelled_exc_class().__name__] == [error.type.rpartition(".")[2] for error in record.errors]
-
-
-@pytest.mark.promise(28)
-async def test_a_timeout_is_a_failure_with_its_own_reason(app: PgQueuer, queries: Queries) -> None:
-    """The scope is cancelled with reason timeout, recorded as such, retried if attempts are left."""
-    reasons: list[tuple[int, CancelReason | None]] = []
-
-    @app.entrypoint("slow", timeout=0.05, max_attempts=2, retry_policy=RetryPolicy(initial_delay=0.01))
-    async def slow(job: Job, context: Context) -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            reasons.append((job.attempt, context.cancel_reason))
-
-    @app.entrypoint("thread", timeout=0.05)
-    def thread(job: Job, context: Context) -> None:
-        while not context.cancellation.cancel_called:
-            threading.Event().wait(0.005)
-
-    ids = await queries.enqueue(["slow", "thread"], None)
-    with anyio.fail_after(20):
-        await drain(app)
-    assert [(1, CancelReason.TIMEOUT), (2, CancelReason.TIMEOUT)] == reasons
-    for job_id, attempts in zip(ids, (2, 1), strict=True):
-        record = await queries.get_job(job_id)
-        assert record is not None
-        assert JobStatus.FAILED == record.status
-        assert ["JobTimeout"] * attempts == [error.type for error in record.errors]
