@@ -153,9 +153,41 @@ async def test_enqueue_from_plain_sql(queries: Queries, look: Look, after: timed
     )
     ((plain,),) = look("select {schema}.enqueue('fetch')")
     assert plain > job_id
-    for wrong in ("null", "''"):
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match="entrypoint must be a name"):
-            look(f"select {{schema}}.enqueue({wrong})")
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("null", "the entrypoint must be a name, not null"),
+        ("''", "the entrypoint must be a name, not ''"),
+        ("repeat('ä', 501)", "name of the entrypoint has 501 characters; at most 500"),
+        ("'fetch', execute_after => interval '10000 years'", "execute_after is 10000 years, .* after the year 9998"),
+        ("'fetch', execute_after => interval '290000 years'", "execute_after is 290000 years, .* after the year 9998"),
+        ("'fetch', execute_after => interval '2147483647 days'", "execute_after is 2147483647 days, .* after the year"),
+    ],
+)
+async def test_plain_sql_is_refused_what_python_is(queries: Queries, look: Look, arguments: str, message: str) -> None:
+    """With an error that names the argument, and nothing is stored."""
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match=f"^enqueue: .*{message}"):
+        look(f"select {{schema}}.enqueue({arguments})")
+    assert [] == await queries.list_jobs()
+
+
+@pytest.mark.promise(7)
+async def test_no_insert_makes_a_job_that_cannot_be_read(queries: Queries, look: Look) -> None:
+    """Whoever writes to the table passes by the function, and not by the table's own bounds."""
+    for time in ("infinity", "10000-01-01", "-infinity", "1969-12-31"):
+        for table, column in (("deferred", "run_at"), ("deferred", "created_at"), ("queued", "created_at")):
+            columns = dict.fromkeys(["run_at"] if table == "deferred" else [], "2031-01-01") | {column: time}
+            with pytest.raises(psycopg.errors.CheckViolation, match=f"{table}_{column}"):
+                look(
+                    f"insert into {{schema}}.{table} (entrypoint, {', '.join(columns)}) "
+                    f"values ('fetch'{', %s' * len(columns)})",
+                    *columns.values(),
+                )
+    look("insert into {schema}.deferred (entrypoint, run_at) values ('fetch', '9998-12-31')")
+    assert 1 == len(await queries.list_jobs())
 
 
 @pytest.mark.promise(7)

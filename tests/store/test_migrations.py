@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgq_anyio import SchemaError
+from pgq_anyio import SchemaError, SyncQueries
 from pgq_anyio._db import Connection
 from pgq_anyio._errors import ConfigurationError
 from pgq_anyio._store._sql import Store
@@ -26,7 +26,16 @@ from pgq_anyio._store.migrations import (
     uninstall_sync,
 )
 
-NAMES = ["000_migration", "001_tables", "002_enqueue", "003_days", "004_operating", "005_day_functions", "006_run_now"]
+NAMES = [
+    "000_migration",
+    "001_tables",
+    "002_enqueue",
+    "003_days",
+    "004_operating",
+    "005_day_functions",
+    "006_run_now",
+    "007_end_of_time",
+]
 HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--"
 
 
@@ -56,6 +65,16 @@ def catalog(connection: psycopg.Connection, schema: str) -> list[tuple[object, .
         """,
         [schema, schema],
     ).fetchall()
+
+
+def migrate_to(connection: psycopg.Connection, schema: str, last: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make the schema as it was when ``last`` was the latest migration; the names of the later ones."""
+    known = migrations()
+    with monkeypatch.context() as patch:
+        older = {name: text for name, text in known.items() if name <= last}
+        patch.setattr("pgq_anyio._store.migrations.migrations", lambda: older)
+        migrate_sync(connection, schema)
+    return [name for name in known if name > last]
 
 
 @pytest.mark.promise(45)
@@ -108,17 +127,39 @@ def test_five_processes_migrate_at_once(server_dsn: str, empty_schema: str) -> N
 
 
 @pytest.mark.promise(45)
-def test_an_interrupted_migration_is_taken_up(sync_conn: psycopg.Connection, empty_schema: str) -> None:
+def test_an_interrupted_migration_is_taken_up(
+    sync_conn: psycopg.Connection, empty_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A schema that has only the first migrations gets the others."""
-    migrate_sync(sync_conn, empty_schema)
-    prefix = sql.Identifier(empty_schema)
-    sync_conn.execute(
-        sql.SQL("delete from {}.migration where name = '002_enqueue'; drop function {}.enqueue").format(prefix, prefix)
-    )
-    with pytest.raises(SchemaError, match=r"older than this code.*002_enqueue.*run `pgq-anyio migrate --schema"):
+    expected = migrate_to(sync_conn, empty_schema, "004_operating", monkeypatch)
+    with pytest.raises(SchemaError, match=r"older than this code.*005_day_functions.*run `pgq-anyio migrate --schema"):
         check_schema_sync(sync_conn, Store(empty_schema))
-    assert ["002_enqueue"] == migrate_sync(sync_conn, empty_schema)
+    assert expected == migrate_sync(sync_conn, empty_schema)
     check_schema_sync(sync_conn, Store(empty_schema))
+
+
+def test_times_that_python_cannot_read_are_mended(
+    sync_conn: psycopg.Connection, empty_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that an earlier schema let in far beyond the end of Python's dates, or before 1970, are kept with others."""
+    expected = migrate_to(sync_conn, empty_schema, "006_run_now", monkeypatch)
+    prefix = sql.Identifier(empty_schema)
+    sync_conn.cursor_factory = psycopg.ClientCursor  # for two statements with parameters
+    times = ["infinity", "12025-06-01", "9999-12-31", "2031-01-01", "1969-12-31", "0044-03-15 BC", "-infinity"]
+    for time in times:
+        sync_conn.execute(
+            sql.SQL(
+                "insert into {0}.deferred (entrypoint, run_at, created_at) values ('x', %s, %s);"
+                "insert into {0}.queued (entrypoint, created_at) values ('x', %s)"
+            ).format(prefix),
+            [time] * 3,
+        )
+    assert expected == migrate_sync(sync_conn, empty_schema)
+    sync_conn.execute("set timezone = 'UTC'")
+    with SyncQueries(sync_conn, schema=empty_schema) as queries:
+        found = [record.run_at.date().isoformat() for record in queries.list_jobs() if record.run_at is not None]
+        assert {"x": 7} == queries.queue_size()
+    assert [*["9998-12-31"] * 3, "2031-01-01", *["1970-01-02"] * 3] == found[::-1]
 
 
 @pytest.mark.promise(39)
