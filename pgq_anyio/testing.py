@@ -25,12 +25,12 @@ from functools import partial
 from typing import Any
 
 import anyio
-import psycopg
 from anyio import CancelScope, CapacityLimiter
 from psycopg import sql
 
 from ._app import PgQueuer
 from ._context import Context, ExecutionTools, OuterScopes
+from ._db.defaults import connect_blocking
 from ._embedded import EmbeddedServer
 from ._errors import first_leaf
 from ._executors import ProcessPool
@@ -75,14 +75,14 @@ def temporary_schema(dsn: str, name: str | None = None) -> Iterator[str]:
     """
     schema = Store(name or f"test_{secrets.token_hex(8)}").schema
     identifier = sql.Identifier(schema)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect_blocking(dsn) as connection:
         connection.execute(sql.SQL("create schema {}").format(identifier))
         try:
             migrate_sync(connection, schema)
             yield schema
         finally:
             # Not by the connection of before: it may have been lost meanwhile.
-            with psycopg.connect(dsn, autocommit=True) as other:
+            with connect_blocking(dsn) as other:
                 other.execute(sql.SQL("set lock_timeout = {}").format(sql.Literal(f"{int(DROP_PATIENCE * 1000)}ms")))
                 other.execute(sql.SQL("drop schema if exists {} cascade").format(identifier))
 

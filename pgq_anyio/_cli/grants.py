@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import psycopg
 import typer
 
 from .._store._sql import Store
 from .._store.grants import Purpose, grants_sql
 from .._store.migrations import check_schema_sync
 from .messages import UsageError
-from .options import SCHEMA, Dsn, Schema, Traceback, invocation_of, open_database
+from .options import SCHEMA, Dsn, Schema, Traceback, connect, invocation_of, open_database
 from .show import counted
 
 
@@ -58,7 +57,7 @@ def grants(
     if not apply:
         sys.stdout.write(text)
         return
-    with open_database(ctx, dsn) as conninfo, psycopg.connect(conninfo, autocommit=True) as connection:
+    with open_database(ctx, dsn) as conninfo, connect(conninfo) as connection:
         if any(roles[purpose] for purpose in Purpose if purpose is not Purpose.MIGRATE):
             check_schema_sync(connection, Store(schema))
         connection.execute(text)

@@ -17,6 +17,7 @@ import psycopg
 import typer
 
 from .._client import SyncQueries
+from .._db.defaults import connect_blocking
 from .._embedded import EmbeddedServer
 from .._settings import DatabaseSource, find_database, redacted
 from .._store._sql import DEFAULT_SCHEMA, Store
@@ -143,7 +144,7 @@ def open_database(ctx: Any, dsn: str | None) -> Iterator[str]:
 
 def connect(conninfo: str, **options: Any) -> psycopg.Connection[Any]:
     """The connection of a command. It prepares no statements: a command executes none often, and poolers lose them."""
-    return psycopg.connect(conninfo, autocommit=True, prepare_threshold=None, **options)
+    return connect_blocking(conninfo, prepare_threshold=None, **options)
 
 
 def check_ids(texts: list[str]) -> list[int]:

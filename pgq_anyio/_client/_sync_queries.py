@@ -18,6 +18,7 @@ import psycopg
 from psycopg.waiting import Wait
 
 from .._db._waiting import poll_nowait
+from .._db.defaults import connect_blocking
 from .._db.pooled import is_pooled_sync
 from .._errors import ConfigurationError
 from .._models import JobId, JobRecord, JobStatus, ScheduleRecord, WorkerRecord
@@ -33,7 +34,8 @@ class SyncQueries:
     """As ``Queries``, for code without an event loop.
 
     With a DSN it opens a connection of its own when it first needs one, and another when that one is lost or the
-    process has forked. Close it with ``close()``, or use it in ``with``.
+    process has forked. Unless the DSN says otherwise, connecting takes ten seconds at most, and a server that is gone
+    without a word is noticed within 30. Close it with ``close()``, or use it in ``with``.
 
     :param source: a DSN in either of libpq's forms, or an open ``psycopg.Connection``, which stays the caller's: calls
         belong to whatever transaction is open there, and it is never closed here
@@ -218,7 +220,7 @@ class SyncQueries:
             self._own.close()
             self._own = None
         if self._own is None:
-            self._own = psycopg.connect(self._source, autocommit=True)
+            self._own = connect_blocking(self._source)
             if is_pooled_sync(self._own):
                 self._own.prepare_threshold = None
         return self._own

@@ -6,27 +6,14 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import anyio.lowlevel
-from psycopg.conninfo import conninfo_to_dict
 
 from .._settings import read_dsn, redacted
 from .connection import Connection
+from .defaults import defaults_for
 from .pool import Pool
-
-#: What a connection gets if its DSN does not say otherwise. A peer that is gone without a word, as after a crash of its
-#: machine, is noticed within 30 seconds.
-DEFAULTS: Final = {
-    "connect_timeout": "10",
-    "keepalives": "1",
-    "keepalives_idle": "15",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "30000",
-}
-#: libpq's variables for the same.
-_VARIABLES: Final = {"connect_timeout": "PGCONNECT_TIMEOUT", "application_name": "PGAPPNAME"}
 
 
 class PsycopgDriver:
@@ -137,15 +124,8 @@ class PsycopgDriver:
             )
 
     def _options(self, conninfo: str, application_name: str) -> dict[str, Any]:
-        options: dict[str, Any] = {"pooled": self.pooled, "use_statements": self.prepare}
-        given = conninfo_to_dict(conninfo)
-        wanted = {**DEFAULTS, "application_name": application_name}
-        options |= {
-            name: value
-            for name, value in wanted.items()
-            if name not in given and not os.environ.get(_VARIABLES.get(name, ""))
-        }
-        return options
+        defaults = defaults_for(conninfo, application_name=application_name)
+        return {"pooled": self.pooled, "use_statements": self.prepare, **defaults}
 
 
 def _describe(token: anyio.lowlevel.EventLoopToken) -> str:

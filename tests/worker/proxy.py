@@ -7,6 +7,7 @@ in the same way.
 
 from __future__ import annotations
 
+import ctypes
 import re
 import socket
 import struct
@@ -21,6 +22,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _ROLE = re.compile(rb"application_name\x00(?:pgq_anyio )?([^\x00]*)\x00")
 Loss = Literal["silent", "cut"]
+#: Linux's number for a socket's packet filter, and the filter that keeps none ("return 0").
+_SO_ATTACH_FILTER = 26
+_KEEP_NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 def executes(statement: str) -> re.Pattern[bytes]:
@@ -95,6 +99,17 @@ class Proxy:
                 one.silent = one.silent or not roles or one.role in roles
             if new:
                 self._silent |= set(roles) or {None}
+
+    def vanish(self) -> None:
+        """As ``silence``, and what clients send is not even acknowledged, as if the machine were gone (Linux)."""
+        self.silence()
+        program = ctypes.create_string_buffer(_KEEP_NOTHING)
+        with self._changed:
+            for one in self._passages:
+                if not one.closed:
+                    one.client.setsockopt(
+                        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program))
+                    )
 
     def resume(self) -> None:
         """The network is back: what was held is passed on."""
