@@ -159,6 +159,11 @@ def _id(value: Any) -> JobId:
     return JobId(int(value))
 
 
+def check_limit(limit: int | None) -> int | None:
+    """:raises ConfigurationError: if this is no number of rows, nor ``None`` for all"""
+    return None if limit is None else count("limit", limit)
+
+
 def check_reason(reason: str | None, what: str = "the reason") -> str | None:
     """:raises ConfigurationError: if this cannot be stored as a text"""
     if reason is None:

@@ -15,7 +15,7 @@ from .._models import JobId, JobRecord, JobStatus, ScheduleRecord, WorkerRecord
 from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import run_steps
-from ._arguments import When, check_id, check_ids, check_reason, check_schedule, list_filters, new_jobs
+from ._arguments import When, check_id, check_ids, check_limit, check_reason, check_schedule, list_filters, new_jobs
 from ._filters import ended_filter, unfinished_filter
 
 
@@ -190,15 +190,20 @@ class Queries:
         async with self._connection() as conn:
             return await run_steps(conn, reading.list_jobs(self._store, **filters))
 
-    async def queue_size(self) -> dict[str, int]:
+    async def queue_size(self, *, limit: int | None = 10_000) -> dict[str, int]:
         """Count the queued jobs, by the names of their entrypoints.
 
-        Reads the whole queue: not for a busy loop when there are millions.
+        What it costs is bounded by ``limit`` and the number of names, however long the queue is, so a dashboard may ask
+        often.
 
+        :param limit: how far to count the jobs of each name: where there are as many or more, this is the answer.
+            ``None`` counts all, which reads the whole queue. Defaults to 10,000.
         :return: the number of jobs that could start now; names without any are left out
+        :raises ConfigurationError: if ``limit`` cannot be used
         """
+        checked = check_limit(limit)
         async with self._connection() as conn:
-            return await run_steps(conn, reading.queue_size(self._store))
+            return await run_steps(conn, reading.queue_size(self._store, limit=checked))
 
     async def workers(self) -> list[WorkerRecord]:
         """Tell which workers there are.

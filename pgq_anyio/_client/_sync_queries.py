@@ -26,7 +26,7 @@ from .._settings import read_dsn
 from .._store import cancelling, enqueueing, operating, reading, requeueing
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store._steps import is_in_transaction, run_steps_sync
-from ._arguments import When, check_id, check_ids, check_reason, check_schedule, list_filters, new_jobs
+from ._arguments import When, check_id, check_ids, check_limit, check_reason, check_schedule, list_filters, new_jobs
 from ._filters import ended_filter, unfinished_filter
 
 
@@ -162,10 +162,11 @@ class SyncQueries:
         with self._connection() as conn:
             return run_steps_sync(conn, reading.list_jobs(self._store, **filters))
 
-    def queue_size(self) -> dict[str, int]:
+    def queue_size(self, *, limit: int | None = 10_000) -> dict[str, int]:
         """Count the queued jobs, as ``Queries.queue_size`` does."""
+        checked = check_limit(limit)
         with self._connection() as conn:
-            return run_steps_sync(conn, reading.queue_size(self._store))
+            return run_steps_sync(conn, reading.queue_size(self._store, limit=checked))
 
     def workers(self) -> list[WorkerRecord]:
         """Tell which workers there are, as ``Queries.workers`` does."""

@@ -49,9 +49,9 @@ def list_jobs(
     return [_record(row) for row in rows]
 
 
-def queue_size(store: Store) -> Steps[dict[str, int]]:
-    """How many jobs of each name are queued."""
-    rows = yield Fetch(store, "queue_size", {})
+def queue_size(store: Store, *, limit: int | None) -> Steps[dict[str, int]]:
+    """How many jobs of each name are queued, up to ``limit``."""
+    rows = yield Fetch(store, "queue_size", {"limit": limit})
     return {row[0]: row[1] for row in rows}
 
 

@@ -129,4 +129,4 @@ def test_schema_names(schema: Any) -> None:
     store = attempt(Store, schema)
     if isinstance(store, Store):
         quoted = sql.Identifier(schema).as_string(None)
-        assert f"from {quoted}.queued q" in store.plain_sql("queue_size").replace("%%", "%")
+        assert f"from {quoted}.queued q" in store.plain_sql("list_jobs").replace("%%", "%")

@@ -35,6 +35,7 @@ NAMES = [
     "005_day_functions",
     "006_run_now",
     "007_end_of_time",
+    "008_queue_size",
 ]
 HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--"
 

@@ -157,7 +157,7 @@ async def test_counts_and_workers(conn: Connection, store: Store) -> None:
     await add_jobs(conn, store, 3)
     await add_jobs(conn, store, 2, name="other")
     await claim(conn, store, limit=1)
-    assert {"fetch": 2, "other": 2} == await run_steps(conn, queue_size(store))
+    assert {"fetch": 2, "other": 2} == await run_steps(conn, queue_size(store, limit=None))
     await rows(conn, store, "insert into {schema}.deferred (run_at, entrypoint) values (now() + '1 day', 'fetch')")
     assert [4, 6, 0] == [await count_pending(conn, store, names) for names in (["fetch"], ["fetch", "other"], ["no"])]
     (worker,) = await run_steps(conn, list_workers(store))

@@ -27,7 +27,7 @@ begin
         union all
         select format('alter function %s owner to %I', p.oid::regprocedure, {role_name})
         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-        where n.nspname = {schema_name} and p.proname in ('enqueue', 'make_finished_day', 'drop_finished_day')
+        where n.nspname = {schema_name} and p.proname in ('enqueue', 'queue_size', 'make_finished_day', 'drop_finished_day')
             and pg_catalog.pg_get_userbyid(p.proowner) <> {role_name}
     loop
         execute command;

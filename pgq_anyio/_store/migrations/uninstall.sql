@@ -1,7 +1,8 @@
 -- Whatever is not named here is not ours: without cascade, the server refuses to drop what something else depends on,
 -- and the schema itself while anything is left in it. The partitions of finished go with it.
 drop function if exists
-    {schema}.enqueue(text, bytea, integer, interval), {schema}.make_finished_day(date), {schema}.drop_finished_day(date);
+    {schema}.enqueue(text, bytea, integer, interval), {schema}.queue_size(bigint), {schema}.make_finished_day(date),
+    {schema}.drop_finished_day(date);
 drop table if exists
     {schema}.queued, {schema}.deferred, {schema}.running, {schema}.finished, {schema}.attempt_error, {schema}.cancel_request,
     {schema}.worker,

@@ -81,7 +81,7 @@ from job j left join lateral (
 order by j.job_id desc
 
 -- name: queue_size
-select q.entrypoint, pg_catalog.count(*) from {schema}.queued q group by q.entrypoint order by q.entrypoint
+select s.entrypoint, s.jobs from {schema}.queue_size(%(limit)s::bigint) s
 
 -- name: list_workers
 select w.worker_id, w.name, w.entrypoints, w.lease, w.started_at, w.heartbeat_at, w.sleeping, w.left_at,
