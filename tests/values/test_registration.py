@@ -18,6 +18,24 @@ async def handler(job: Job) -> None:
 
 
 @pytest.mark.parametrize(
+    ("timers", "expected"),
+    [
+        ([], 30.0),
+        ([None, None], 30.0),
+        ([None, 10, 20], 10.0),
+        ([timedelta(seconds=4.5), 10], 4.5),
+        ([60, 31], 30.0),
+    ],
+)
+def test_the_shortest_sign_of_life_is_the_lease(timers: list[Any], expected: float) -> None:
+    """Of the worker's own and all ``retry_timer``: none can make it longer."""
+    app = PgQueuer("")
+    for number, timer in enumerate(timers):
+        app.entrypoint(f"fetch {number}", retry_timer=timer)(handler)
+    assert expected == app._registry.shortest_lease(30.0)
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [
         *[("retry_timer", v) for v in (-1, 0, 1.9, timedelta(seconds=1), True, "5", math.nan, math.inf)],

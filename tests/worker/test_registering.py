@@ -1,6 +1,8 @@
-"""A worker that is told to stop, or is cancelled, while it registers."""
+"""What a worker registers as, and one that is told to stop, or is cancelled, while it registers."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 import anyio
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from pgq_anyio import Job, PgQueuer, _term
 from pgq_anyio._db import Connection
 from pgq_anyio._store._sql import Store
+from pgq_anyio.testing import running_worker
 from tests.store.scenes import rows, value
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +28,25 @@ end';
 create trigger be_slow before insert on {schema}.worker for each row execute function {schema}.be_slow();
 """
 REGISTERING = "select count(*) from pg_stat_activity where wait_event = 'PgSleep' and query like %s"
+
+
+@pytest.mark.promise(12, 13)
+async def test_the_shortest_retry_timer_is_the_lease(app: PgQueuer, conn: Connection, schema: str) -> None:
+    """Others judge the worker by it, so it shows that it is alive as often as that needs."""
+
+    async def fetch(job: Job) -> None:
+        pass
+
+    for name, timer in (("unhurried", None), ("long", 60), ("short", timedelta(seconds=2.4)), ("middle", 5)):
+        app.entrypoint(name, retry_timer=timer)(fetch)
+    store = Store(schema)
+    async with running_worker(app, lease=30):
+        assert 2.4 == await value(conn, store, "select lease from {schema}.worker")
+        with anyio.fail_after(20):  # at the pace of the other lease, three heartbeats take longer
+            while True:
+                if await value(conn, store, "select beat from {schema}.worker") >= 3:
+                    break
+                await anyio.sleep(0.05)  # the fact lies in the server: it can only be looked at
 
 
 @pytest.mark.promise(17, 34, 36)
