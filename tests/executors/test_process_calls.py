@@ -22,7 +22,7 @@ H = "tests.executors.process_handlers:"
 
 
 @pytest.fixture
-async def pool(anyio_backend: str) -> AsyncIterator[ProcessPool]:
+async def pool(anyio_backend: object) -> AsyncIterator[ProcessPool]:
     async with ProcessPool(1) as pool:
         yield pool
 

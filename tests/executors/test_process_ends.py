@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,10 @@ pytestmark = pytest.mark.anyio
 
 H = "tests.executors.process_handlers:"
 ROOT = Path(__file__).parents[2]
-# It leaves the child more descriptors than the others do.
-UVLOOP = pytest.param(
-    ("asyncio", {"use_uvloop": True}),
-    id="uvloop",
-    marks=pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed"),
-)
 
 
 @pytest.fixture
-async def pool(anyio_backend: str) -> AsyncIterator[ProcessPool]:
+async def pool(anyio_backend: object) -> AsyncIterator[ProcessPool]:
     async with ProcessPool(1) as pool:
         yield pool
 
@@ -193,7 +186,6 @@ async def test_death_of_a_handler_ends_what_it_started(pool: ProcessPool, tmp_pa
     await wait_until(lambda: is_gone(program))
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio", UVLOOP])
 async def test_death_is_seen_though_a_fork_lives(tmp_path: Path) -> None:
     """A fork that inherits every descriptor does not hide that the child has died."""
     with anyio.fail_after(20):
@@ -336,15 +328,18 @@ async def main():
             group.start_soon(pool.run, {h!r} + "stubborn_program", ({path!r},))
         await anyio.sleep_forever()
 
-anyio.run(main, backend={backend!r})
+anyio.run(main, backend={backend!r}, backend_options={options!r})
 """
 
 
 @pytest.mark.parametrize("busy", [False, True])
-async def test_children_end_when_the_parent_is_killed(anyio_backend_name: str, tmp_path: Path, busy: bool) -> None:
+async def test_children_end_when_the_parent_is_killed(
+    anyio_backend_name: str, anyio_backend_options: dict[str, Any], tmp_path: Path, busy: bool
+) -> None:
     """After SIGKILL of the parent its children end: idle ones, busy ones, and what those have started."""
     path = tmp_path / "pid"
-    program = PARENT.format(h=H, busy=busy, path=str(path), backend=anyio_backend_name)
+    how = {"backend": anyio_backend_name, "options": anyio_backend_options}
+    program = PARENT.format(h=H, busy=busy, path=str(path), **how)
     parent = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )

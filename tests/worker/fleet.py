@@ -16,9 +16,12 @@ from typing import Any
 
 import attrs
 import psycopg
+import pytest
 from psycopg import sql
 
 ROOT = Path(__file__).parents[2]
+#: Where several workers meet: those of one fleet take uvloop and asyncio in turn.
+BACKENDS = pytest.mark.parametrize("backend", ["uvloop+asyncio", "trio"])
 
 
 def wait_until(fact: Callable[[], Any], *, timeout: float = 20.0, what: str = "", pause: float = 0.01) -> Any:
@@ -85,6 +88,7 @@ class Fleet:
     ) -> WorkerProcess:
         """Start a worker; by default return once it is registered.
 
+        :param backend: ``asyncio``, ``uvloop`` or ``trio``; of several, joined by ``+``, each worker takes the next one
         :param program: the module to run, for an app of its own
         :param environment: what is added to the environment
         """
@@ -95,8 +99,9 @@ class Fleet:
             "PGQ_TEST_SCHEMA": self.schema,
             "PGQ_TEST_WORKER_DSN": dsn or self.dsn,
         }
+        several = backend.split("+")
         popen = subprocess.Popen(
-            [sys.executable, "-m", program, backend, json.dumps(options)],
+            [sys.executable, "-m", program, several[len(self.workers) % len(several)], json.dumps(options)],
             cwd=ROOT,
             env=variables,
         )

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-import pytest
 
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 LEASE = 2.0
 PROGRAM = "tests.worker.limited"
 

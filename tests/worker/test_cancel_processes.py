@@ -11,7 +11,7 @@ import pytest
 from pgq_anyio import JobId, SyncQueries
 from tests.worker.fleet import Fleet, wait_until
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from pgq_anyio import Job, PgQueuer, Queries
 from pgq_anyio.testing import running_worker
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, wait_until
-from tests.worker.limited_fleet import BACKENDS, LEASE, count_ended, enqueue, highest_overlap, start, wait_for
+from tests.worker.fleet import BACKENDS, Fleet, wait_until
+from tests.worker.limited_fleet import LEASE, count_ended, enqueue, highest_overlap, start, wait_for
 from tests.worker.own_server import OwnServer
 
 

@@ -10,9 +10,8 @@ import pytest
 
 from pgq_anyio import JobId, JobStatus, SyncQueries
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+from tests.worker.fleet import BACKENDS, Fleet, WorkerProcess, wait_until
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 PROGRAM = "tests.worker.away"
 
 

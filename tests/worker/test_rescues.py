@@ -10,7 +10,6 @@ import pytest
 from pgq_anyio import JobId, SyncQueries
 from tests.worker.fleet import Fleet, wait_until
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 LEASE = 2.0
 
 
@@ -21,20 +20,20 @@ def test_without_any_configuration(fleet: Fleet) -> None:
     that. A worker of each backend is killed, and one of each is left: one test for both, for it takes so long.
     """
     victims, ids = [], []
-    for backend in ("asyncio", "trio"):
+    for backend in ("asyncio", "uvloop", "trio"):
         victims.append(fleet.start(backend))
         ids += fleet.enqueue("sleep")
         wait_until(partial(fleet.events, ids[-1]))
         victims[-1].signal(signal.SIGSTOP)  # the next job is for the next one
-    others = [fleet.start(backend) for backend in ("asyncio", "trio")]
+    others = [fleet.start(backend) for backend in ("asyncio", "uvloop", "trio")]
     for victim in victims:
         victim.signal(signal.SIGKILL)
         victim.wait()
     killed_at = fleet.value("select clock_timestamp()")
     names = [f"%:{victim.pid}" for victim in victims]
     last_beats = fleet.rows("select heartbeat_at from {schema}.worker where name like any (%s)", names)
-    assert 2 == len(last_beats)
-    wait_until(lambda: all(len(fleet.events(one)) == 2 for one in ids), timeout=40)
+    assert 3 == len(last_beats)
+    wait_until(lambda: all(len(fleet.events(one)) == 2 for one in ids), timeout=45)
     again = "select min(at), max(at) from {log} where pid = any (%s)"
     ((earliest, latest),) = fleet.rows(again, [other.pid for other in others])
     assert (earliest - min(at for (at,) in last_beats)).total_seconds() >= 30

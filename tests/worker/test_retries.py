@@ -48,7 +48,7 @@ async def test_an_attempt_comes_soon_after_its_delay(app: PgQueuer, queries: Que
 
 
 @pytest.mark.promise(31)
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 def test_an_attempt_survives_the_worker(fleet: Fleet, backend: str) -> None:
     """The worker is killed while the job waits: another one makes the next attempt, without waiting for a lease."""
     first = fleet.start(backend)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+from tests.worker.fleet import BACKENDS, Fleet, WorkerProcess, wait_until
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 LEASE = 2.0
 SECONDLY = "* * * * * *"
 YEARLY = "0 0 1 1 *"

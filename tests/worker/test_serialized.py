@@ -9,8 +9,8 @@ import pytest
 
 from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
 from pgq_anyio.testing import running_worker
-from tests.worker.fleet import Fleet, wait_until
-from tests.worker.limited_fleet import BACKENDS, count_ended, enqueue, highest_overlap, start, wait_for
+from tests.worker.fleet import BACKENDS, Fleet, wait_until
+from tests.worker.limited_fleet import count_ended, enqueue, highest_overlap, start, wait_for
 
 
 @pytest.mark.promise(20)
