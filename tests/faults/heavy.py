@@ -1,4 +1,4 @@
-"""The app of workers whose jobs are heavy: large payloads, and errors with a lot to say.
+"""The app of workers whose jobs are heavy: large payloads, and errors with a lot to say. Every handler logs its runs.
 
 ``python -m tests.faults.heavy BACKEND OPTIONS``, as ``tests.worker.fleet`` starts it.
 """
@@ -15,26 +15,34 @@ from functools import partial
 import anyio
 
 from pgq_anyio import Job, PgQueuer
+from tests.faults.job_log import JobLog
 
 #: Characters of an error's text.
 TALK = 1_000_000
 
 app = PgQueuer(os.environ.get("PGQ_TEST_WORKER_DSN"), schema=os.environ.get("PGQ_TEST_SCHEMA", "pgq_anyio"))
+log = JobLog(os.environ.get("PGQ_TEST_LOG_DSN", ""), os.environ.get("PGQ_TEST_LOG_TABLE", ""))
 
 
 @app.entrypoint("carry")
 async def carry(job: Job) -> None:
     """Fail unless the payload is what it was."""
+    run = log.next_run()
+    log.write(run, job.id, "carry", "start")
     assert job.payload is not None
     size = int(job.payload[:12])
     if len(job.payload) != size or job.payload.count(b"\xff") != size - 12:
         raise ValueError("the payload has changed")
     await anyio.lowlevel.checkpoint()
+    log.write(run, job.id, "carry", "end")
 
 
 @app.entrypoint("talk")
 async def talk(job: Job) -> None:
     """Fail with a text of its own, which begins and ends with the number of the job."""
+    run = log.next_run()
+    log.write(run, job.id, "talk", "start")
+    log.write(run, job.id, "talk", "failed")
     raise ValueError(f"<{job.id}>".ljust(TALK, "ä") + f"<{job.id}>")
 
 

@@ -79,6 +79,12 @@ class JobLog:
         """The calls for one job, in the order of their starts."""
         return [run for run in self.runs() if run.job_id == job_id]
 
+    def now(self) -> datetime:
+        """The time by which entries are dated."""
+        ((now,),) = self._execute("select clock_timestamp()")
+        assert isinstance(now, datetime)
+        return now
+
     def ticks(self) -> list[datetime]:
         """The occurrences of the schedule that were run, in the order of their runs."""
         return [

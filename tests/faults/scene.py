@@ -12,8 +12,9 @@
 
 - no job is lost: each has one record, and a success or failure that is recorded has happened
 - no job runs twice, but where the contract allows it. A run that is followed by another one must have been told to end
-  (the log says so), or belong to a worker that was hit (``hit`` names it), or the whole queue was (``hit_server``)
-- the limit of the fleet held
+  (the log says so), or belong to a worker that was hit (``hit`` names it), or be there when the server was
+  (``hit_server``), which may have forgotten it
+- the limit of the fleet held, unless the server may have forgotten even what workers had waited for
 - nothing is left: no claim, no worker, no job that waits
 """
 
@@ -25,7 +26,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -43,6 +45,28 @@ LEASE: Final = 2.0
 BACKENDS: Final = ("asyncio", "trio")
 #: How long the jobs of a scenario may take to end once the faults are over (in seconds).
 PATIENCE: Final = 120.0
+#: How long it may take a busy machine to store the outcome of a handler that has ended.
+STORING: Final = timedelta(seconds=5)
+
+#: What is gone after a fault of the server, each with what comes before it: claims of names without a limit, which are
+#: not waited for; outcomes that could not be stored before a lease was over; commits that were waited for.
+Loss = Literal["claims", "outcomes", "commits"]
+
+
+@attrs.define
+class ServerHit:
+    """One fault of the server; times are the log's."""
+
+    loses: Loss
+    began_at: datetime
+    over_at: datetime | None = None
+
+    def explains(self, run: LoggedRun) -> bool:
+        """Whether a run may have been forgotten: it was under way, or its outcome was."""
+        if self.loses == "claims" and run.entrypoint == "limited":
+            return False
+        is_before = run.ended_at is not None and run.ended_at < self.began_at - STORING
+        return not is_before and (self.over_at is None or run.started_at < self.over_at)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -66,7 +90,7 @@ class Scene:
     _slots: dict[int, int] = attrs.field(factory=dict, init=False)
     #: the processes of workers that were hit
     _hit: set[int] = attrs.field(factory=set, init=False)
-    _hit_server: bool = attrs.field(default=False, init=False)
+    _server_hits: list[ServerHit] = attrs.field(factory=list, init=False)
 
     # -- workers and jobs ----------------------------------------------------------------------------------------------
 
@@ -130,16 +154,18 @@ class Scene:
         self.times += 1
         self._hit |= {worker.pid for worker in workers}
 
-    def hit_server(self) -> None:
-        """The server is about to forget what was not on disk: any job may run again."""
+    def hit_server(self, *, loses: Loss = "claims") -> None:
+        """The server is about to forget something: what runs until the next ``recover`` may run again."""
         self.times += 1
-        self._hit_server = True
+        self._server_hits.append(ServerHit(loses, self.log.now()))
 
     def recover(self) -> None:
         """A fault is over: wait until the slots of every worker are in use, but those that ``limited`` jobs may take,
         and nothing is claimed by workers that are gone; then until each holder of a slot has been cancelled.
         """
         self.recoveries.append(self._call_roll(spared=LIMIT))
+        for hit in self._server_hits:
+            hit.over_at = hit.over_at or self.log.now()
 
     def _call_roll(self, *, spared: int) -> float:
         """Let every slot be held but ``spared`` ones; how long that took (in seconds)."""
@@ -214,7 +240,7 @@ class Scene:
         unfounded = [record for record in records if not _is_founded(record, runs[record[0]])]
         assert not unfounded, f"recorded otherwise than logged: {unfounded[:20]}"
         self._check_repeats(runs)
-        if not self._hit_server:
+        if not any(hit.loses == "commits" for hit in self._server_hits):
             self._check_limit(runs)
         return Row(
             number=self.number,
@@ -232,14 +258,13 @@ class Scene:
         )
 
     def _check_repeats(self, runs: dict[int, list[LoggedRun]]) -> None:
-        if self._hit_server:
-            return
         for one in runs.values():
             # Also a later run: a thread that was about to start when its worker was frozen does so when that wakes up.
             is_hit = any(run.pid in self._hit for run in one)
             for run in one[:-1]:
                 told = run.event is not None and run.event.startswith("cancelled:")
-                assert told or is_hit, f"ran again without a reason: {one}"
+                is_forgotten = any(hit.explains(run) for hit in self._server_hits)
+                assert told or is_hit or is_forgotten, f"ran again without a reason: {one}"
                 assert not run.is_through or self.allowed, f"ran twice, which the contract does not allow here: {one}"
 
     def _check_limit(self, runs: dict[int, list[LoggedRun]]) -> None:
@@ -249,7 +274,7 @@ class Scene:
             if run.entrypoint == "limited" and run.ended_at is not None and run.pid not in self._hit:
                 changes += [(run.started_at, 1), (run.ended_at, -1)]
         at_once = list(itertools.accumulate(change for _, change in sorted(changes)))
-        assert max(at_once, default=0) <= LIMIT
+        assert max(at_once, default=0) <= LIMIT, f"more ran at once than the limit of {LIMIT}"
 
 
 def _is_founded(record: tuple[Any, ...], runs: list[LoggedRun]) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.faults import scene as scene_module
 from tests.faults.app import LIMIT
-from tests.faults.scene import Scene, open_scene
+from tests.faults.scene import Loss, Scene, open_scene
 
 
 @pytest.fixture(params=["", "it may"], ids=["strict", "lenient"])
@@ -103,15 +105,74 @@ def test_a_second_run_needs_a_reason(scene: Scene, first: tuple[str, ...]) -> No
             scene.judge()
 
 
-def test_a_limit_that_is_exceeded_is_found(scene: Scene) -> None:
-    """More than the fleet's limit ran at once."""
+def exceed(scene: Scene) -> None:
+    """Let more run at once than the limit allows."""
     scene.ids = list(range(LIMIT + 1))
     for event in ("start", "end"):
         for number in scene.ids:
             run(scene, str(number), number, event, entrypoint="limited")
     for number in scene.ids:
         record(scene, number, "limited")
-    with pytest.raises(AssertionError):
+
+
+@pytest.mark.parametrize("loses", [None, "claims", "outcomes"])
+def test_a_limit_that_is_exceeded_is_found(scene: Scene, loses: Loss | None) -> None:
+    """More than the fleet's limit ran at once: also if the server crashed meanwhile."""
+    if loses is not None:
+        scene.hit_server(loses=loses)
+    exceed(scene)
+    with pytest.raises(AssertionError, match=f"limit of {LIMIT}"):
+        scene.judge()
+
+
+def test_a_limit_may_go_with_what_was_committed(scene: Scene) -> None:
+    """A standby that had not received a claim gives the slot away again."""
+    scene.hit_server(loses="commits")
+    exceed(scene)
+    assert LIMIT + 1 == scene.judge().jobs
+
+
+def test_a_crash_of_the_server_explains_what_it_met(scene: Scene) -> None:
+    """A run that was under way may be followed by another one; so may one that began before all was well again."""
+    scene.ids = [1]
+    run(scene, "a", 1, "start")
+    scene.hit_server()
+    run(scene, "b", 1, "start")
+    scene._server_hits[0].over_at = scene.log.now()
+    run(scene, "c", 1, "start", "end")
+    record(scene, 1)
+    assert 2 == scene.judge().interrupted
+
+
+@pytest.mark.parametrize("loses", ["claims", "outcomes", "commits"])
+def test_a_crash_of_the_server_explains_no_claim_that_was_waited_for(scene: Scene, loses: Loss) -> None:
+    """A job of a limited name runs again only if more is lost than the claims of others."""
+    scene.ids = [1]
+    run(scene, "a", 1, "start", entrypoint="limited")
+    scene.hit_server(loses=loses)
+    run(scene, "b", 1, "start", "end", entrypoint="limited")
+    record(scene, 1, "limited")
+    if loses == "claims":
+        with pytest.raises(AssertionError, match="without a reason"):
+            scene.judge()
+    else:
+        assert 1 == scene.judge().jobs
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_of_the_server_explains_nothing_else(scene: Scene, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what had ended long ago, nor what came when all was well again."""
+    monkeypatch.setattr(scene_module, "STORING", timedelta(0))
+    scene.ids = [1]
+    if when == "before":
+        run(scene, "a", 1, "start", "end")
+    scene.hit_server()
+    scene._server_hits[0].over_at = scene.log.now()
+    if when == "after":
+        run(scene, "a", 1, "start", "end")
+    run(scene, "b", 1, "start", "end")
+    record(scene, 1)
+    with pytest.raises(AssertionError, match="without a reason"):
         scene.judge()
 
 
