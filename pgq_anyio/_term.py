@@ -265,7 +265,11 @@ class Term:
             margin=self.margin,
             lease_scope=self.lease_scope,
             on_pulse=self._on_pulse,
+            on_new_session=self._forget_server,
         )
+        for line in self._lines:
+            if line is not self.heartbeat_line:
+                line.on_reopened = self.heart.compare_soon
         self.ear = Ear(
             line=listen_line,
             channels=(store.channel, worker_channel(self.worker_id)),
@@ -508,6 +512,15 @@ class Term:
     def _look_everywhere(self) -> None:
         """Notifications may have been missed, and a server that crashed may have forgotten what we hold."""
         self.heart.beat_soon()
+        self._look_again()
+
+    def _forget_server(self) -> None:
+        """A server may have crashed, and what comes after it has not heard of its last moments."""
+        self.claimer.forget()
+        self.limited.forget()
+        self._look_again()
+
+    def _look_again(self) -> None:
         self._wake(None, in_front=True)
         self.promoter.look()
         self.scheduler.look()

@@ -68,6 +68,7 @@ FAREWELL: Final = 5.0
 async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
     """Run until the stop is requested, the queue is drained, or an error that no retry can mend."""
     completion = Line(worker.driver, "completion", COMPLETION_SETTINGS, cleanup_timeout=1.0)
+    completion.on_reopened = worker.on_reopened
     shield = CompleterShield()
     guard = partial(_guard, worker)
     async with _open_keep(worker) as keep:

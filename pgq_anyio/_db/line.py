@@ -7,6 +7,7 @@ others in the search path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -35,6 +36,8 @@ class Line:
     cleanup_timeout: float | None = None
     #: how often a connection was opened
     opened: int = attrs.field(default=0, init=False)
+    #: called when a connection had to be replaced: the server may have crashed
+    on_reopened: Callable[[], None] | None = attrs.field(default=None, init=False)
     _conn: Connection | None = attrs.field(default=None, init=False)
     _opening: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
 
@@ -48,6 +51,8 @@ class Line:
                 if self._conn is None or self._conn.closed:
                     self._conn = await self._open()
                     self.opened += 1
+                    if self.opened > 1 and self.on_reopened is not None:
+                        self.on_reopened()
         return self._conn
 
     async def _open(self) -> Connection:

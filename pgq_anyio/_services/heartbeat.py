@@ -11,8 +11,10 @@ Between heartbeats it looks, on the same connection, whether jobs that a notific
 truth, for anybody can send one. A look is one short statement that changes nothing. If it fails, the heartbeat that
 follows asks the same of all jobs.
 
-After a reconnect the worker compares what it holds with what the database says (reconcile): a crash of the server may
-have undone claims, and claims may have been committed whose answer was lost.
+When a session of the server answers that never did before, the worker compares what it holds with what the database
+says (reconcile): a crash of the server may have undone claims, and claims may have been committed whose answer was
+lost. No session survives a crash, whereas a connection to a pooler may, and a postmaster too. It compares as well when
+any other connection of the worker had to be replaced.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ LONGEST_PAUSE: Final = 2.0
 PAUSE_IN_VAIN: Final = 0.05
 #: How many jobs a look may be about; beyond that a heartbeat asks about all.
 MAX_NAMED: Final = 10_000
+#: How many sessions are remembered: a pooler has few at a time. One that is forgotten costs one comparison.
+MAX_SESSIONS: Final = 1000
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -64,7 +68,13 @@ class Heart:
     lease_scope: CancelScope
     #: called with every answer and the time at which it was asked for (event loop's clock)
     on_pulse: Callable[[Pulse, float], None]
-    reconnects: int = attrs.field(default=1, init=False)
+    #: called when a session has answered that never did before, but for the first
+    on_new_session: Callable[[], None]
+    #: the sessions of the server that have answered
+    _sessions: set[str] = attrs.field(factory=set, init=False)
+    #: how often something else made us doubt what we hold, and how often it had when we compared last
+    doubts: int = attrs.field(default=0, init=False)
+    settled_doubts: int = attrs.field(default=0, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
     #: whether the next heartbeat is wanted before its time
     _is_wanted: bool = attrs.field(default=False, init=False)
@@ -80,6 +90,21 @@ class Heart:
         """Do not wait for the next heartbeat's time: there is something to give back, or to compare."""
         self._is_wanted = True
         self._bell.ring()
+
+    def compare_soon(self) -> None:
+        """A connection had to be replaced: the server may have crashed."""
+        self.doubts += 1
+        self.beat_soon()
+
+    def knows(self, session: str) -> bool:
+        """Whether a session is known to have lived through all that we know; the first one is taken to."""
+        return session in self._sessions or not self._sessions
+
+    def learn(self, session: str) -> None:
+        """What we hold has been compared since this session began."""
+        if len(self._sessions) >= MAX_SESSIONS:
+            self._sessions.clear()
+        self._sessions.add(session)
 
     def look_soon(self, jobs: Iterable[tuple[JobId, int]]) -> None:
         """Ask the database which of these jobs, (job id, claim number), are to be cancelled."""
@@ -163,9 +188,14 @@ async def beat_once(heart: Heart) -> bool:
     heart.deliver(pulse.cancel_requested)
     heart.on_pulse(pulse, asked_at)
     unknown: list[tuple[JobId | None, int]] = [(None, number) for number in unresolved] if pulse.strays else []
-    if heart.line.opened != heart.reconnects:
+    doubts = heart.doubts
+    is_new = not heart.knows(pulse.session)
+    if is_new or doubts != heart.settled_doubts:
         unknown += await reconcile_once(heart, conn)
-        heart.reconnects = heart.line.opened
+        heart.settled_doubts = doubts
+        if is_new:
+            heart.on_new_session()
+    heart.learn(pulse.session)
     if unknown:
         given_back = await give_back_claims(conn, heart.store, worker_id=heart.worker_id, unknown=unknown)
         if given_back:

@@ -41,6 +41,8 @@ class Pulse:
     strays: bool = False
     #: whether limits of names of ours have changed since we read them
     outdated: bool = False
+    #: which session of the server has answered: it is compared with others, and means nothing
+    session: str = ""
 
 
 async def register_worker(
@@ -75,9 +77,9 @@ async def beat_worker(
     rows = await store.statement("beat_worker").fetch(conn, worker_id=worker_id, unresolved=list(unresolved))
     if not rows:
         return None
-    clock, job_ids, claim_nos, next_due, ids, beats, leases, ages, have_left, orphans, strays, outdated, _ = rows[0]
-    peers = [Peer(*row) for row in zip(ids, beats, leases, ages, have_left, strict=True)] if ids else []
-    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans, strays, outdated)
+    clock, job_ids, claim_nos, next_due, *others, orphans, strays, outdated, session, _ = rows[0]
+    peers = [Peer(*row) for row in zip(*others, strict=True)] if others[0] else []
+    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans, strays, outdated, session)
 
 
 async def set_sleeping(conn: Connection, store: Store, *, worker_id: int, sleeping: bool) -> None:

@@ -85,6 +85,7 @@ async def test_heartbeat(driver: PsycopgDriver, schema: str, conn: Connection) -
         margin=5.0,
         lease_scope=CancelScope(),
         on_pulse=lambda *_: None,
+        on_new_session=lambda: None,
     )
     lost: list[Job] = []
 

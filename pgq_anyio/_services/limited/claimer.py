@@ -103,6 +103,12 @@ class LimitedClaimer:
         self.on_names()
         self._ring()
 
+    def forget(self) -> None:
+        """Another server may answer now, one that has not heard of the last second: the mark may be gone."""
+        self.dozing = frozenset()
+        for one in self.names.values():
+            one.hints.forget()
+
     def outdate(self) -> None:
         """The limits in the database have changed."""
         self._outdated = True

@@ -35,11 +35,8 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
         with claimer.shield():
             conn = await claimer.line.connection()
             if claimer.line.opened != claimer.connection_no:
-                # Another server may have taken over, one that has not heard of the last second: the mark may be gone.
                 claimer.connection_no = claimer.line.opened
-                claimer.dozing = frozenset()
-                for one in claimer.names.values():
-                    one.hints.forget()
+                claimer.forget()
                 claimer.on_connection()
             claimer.holdings.take_turn()
             limit = min(claimer.holdings.free, 1 if claimer.is_wary else claimer.batch_size)

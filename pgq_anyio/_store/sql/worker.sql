@@ -39,6 +39,9 @@ select
         where r.worker_id = %(worker_id)s::bigint and r.claim_no = any (%(unresolved)s::bigint[])
     ),
     beaten.outdated,
+    -- Which session answers. No session survives a crash, but a connection to a pooler does. When it began tells it from
+    -- an earlier one with its number, and is compared with nothing else.
+    (select concat_ws(' ', a.pid, extract(epoch from a.backend_start)) from pg_stat_get_activity(pg_backend_pid()) a),
     -- An echo for the listener of this worker: how it notices that its connection is dead.
     pg_notify('pgq_anyio.w' || beaten.worker_id, 'echo')
 from beaten cross join (
