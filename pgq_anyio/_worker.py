@@ -119,8 +119,12 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
         if term.lease_scope.cancel_called and not worker.stop.requested:
             logger.warning("the lease was lost and its jobs have ended; registering anew")
             # What the old term still owes is stored, or given back, before anything is claimed again.
-            if not await _until_stopped(worker.stop, term.wind_up):
-                return
+            wound_up = False
+            try:
+                wound_up = await _until_stopped(worker.stop, term.wind_up)
+            finally:
+                if not wound_up:
+                    await _say_farewell(term)  # noqa: ASYNC102  (shielded and bounded inside)
 
 
 async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
