@@ -207,14 +207,16 @@ class Term:
             on_drained=worker.stop.request,
         )
         # Jobs that a claim took in vain are held by nobody for less than a heartbeat.
-        patience = min(CLAIM_TIMEOUT, max(self.lease / BEATS_PER_LEASE / 2, SHORTEST_CLAIM_TIMEOUT))
+        beat = self.lease / BEATS_PER_LEASE
+        patience = min(CLAIM_TIMEOUT, max(beat / 2, SHORTEST_CLAIM_TIMEOUT))
+        longest = min(CLAIM_TIMEOUT, max(beat, patience))
         self.claimer = Claimer(
             line=self.dispatch_line,
             store=store,
             worker_id=self.worker_id,
             holdings=self.holdings,
             hints=Hints(self.entrypoints),
-            shield=ClaimShield(patience),
+            shield=ClaimShield(patience, longest),
             start_jobs=self._start_jobs,
             bell=Doorbell(),
             room=Doorbell(),
@@ -223,7 +225,7 @@ class Term:
             on_idle=self.drain.bell.ring,
             stop=worker.stop,
         )
-        self._limited_shield = ClaimShield(patience)
+        self._limited_shield = ClaimShield(patience, longest)
         self.limited = LimitedClaimer(
             line=self.limited_line,
             store=store,

@@ -81,6 +81,8 @@ class ClaimShield:
     #: the longest a claim may take (in seconds): what it took in vain is held by nobody meanwhile. One that took longer
     #: makes it twice as long for the next, in case that it is the server that is slow
     timeout: float = CLAIM_TIMEOUT
+    #: but never longer than this, for what is held by nobody has to be found within one heartbeat
+    longest: float = CLAIM_TIMEOUT
     _patience: float = attrs.field(init=False)
     _scope: CancelScope | None = attrs.field(default=None, init=False)
 
@@ -94,7 +96,7 @@ class ClaimShield:
 
     def answered(self, *, in_time: bool) -> None:
         """Learn how the last claim went."""
-        self._patience = self.timeout if in_time else min(self._patience * 2, CLAIM_TIMEOUT)
+        self._patience = self.timeout if in_time else min(self._patience * 2, self.longest)
 
     def hurry(self) -> None:
         """Let the claim under way, if any, end soon."""
@@ -128,6 +130,8 @@ class Claimer:
     pace: Pace = attrs.field(factory=Pace, init=False)
     #: rows looked at per row wanted
     reach: int = attrs.field(default=1, init=False)
+    #: whether the last claim was not answered: the next one is to hold up no more than one job, and to be short
+    is_wary: bool = attrs.field(default=False, init=False)
     #: whether the last claim left jobs behind for want of room, and how long it took (in seconds)
     behind: bool = attrs.field(default=False, init=False)
     took: float = attrs.field(default=0.0, init=False)
@@ -209,7 +213,7 @@ async def claim_once(claimer: Claimer) -> bool:
             if claimer.line.opened != claimer.connection_no:
                 claimer.connection_no = claimer.line.opened
                 claimer.forget()
-            limit = min(claimer.holdings.room, claimer.batch_size)
+            limit = min(claimer.holdings.room, 1 if claimer.is_wary else claimer.batch_size)
             if limit < 1:
                 return True
             number = claimer.holdings.open_claim(limit)
@@ -227,6 +231,7 @@ async def claim_once(claimer: Claimer) -> bool:
             else:
                 claimer.holdings.resolve_claim(number)
     claimer.shield.answered(in_time=claim is not None)
+    claimer.is_wary = claim is None
     if claim is None:
         claimer.line.close()
         raise OperationalError("the claim was not answered in time")
