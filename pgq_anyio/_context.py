@@ -221,6 +221,10 @@ class Context:
         """Remember that the handler runs in the calling thread."""
         self._thread_id = threading.get_ident()
 
+    def follow_process(self) -> None:
+        """Remember that the handler runs in another process: what the executor awaits is no place of the handler's."""
+        self._awaitable = None
+
     def stack(self) -> str:
         """Where the handler is now, as lines of a traceback; empty if it cannot be told (another process)."""
         if self._thread_id is not None:

@@ -43,6 +43,7 @@ class ProcessExecutor(AbstractEntrypointExecutor):
     async def execute(self, job: Any, context: Context) -> object:
         """Run the handler in a child, as soon as one is free, and wait for its end, whatever is cancelled meanwhile."""
         tools = context.tools
+        context.follow_process()
         return await tools.process_pool.run(
             self._target,
             (job,),
