@@ -15,6 +15,7 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 
+from .._db import retrying
 from .._endings import Endings
 from .._errors import leaves
 from .._holdings import Run
@@ -80,7 +81,8 @@ async def leave_behind(resort: LastResort) -> None:
         await resort.endings.wait_stored()
     with anyio.move_on_after(LAST_WORDS, shield=True):
         try:
-            await resort.mark_left()
+            # If the last handler ends at this very moment, the run goes on to its end and closes the connection.
+            await retrying(resort.mark_left, what="telling that this worker leaves", max_time=LAST_WORDS)
         except Exception as error:  # the process ends whatever the database says
             leaf = next(leaves(error))
             logger.error(
