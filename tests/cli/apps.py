@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from pgq_anyio import Job, PgQueuer, Retry, Schedule
+from pgq_anyio import Job, PgQueuer, ProcessExecutor, Retry, Schedule
 from tests.worker import apps as worker_apps
 
 #: The handlers of the worker's tests.
@@ -17,6 +17,11 @@ app = worker_apps.app
 
 #: How an error can leave a handler or one of its child tasks.
 ERRORS = {b"exit": SystemExit(3), b"interrupt": KeyboardInterrupt(), b"error": ValueError("no")}
+
+
+def throw_in_process(job: Job) -> None:
+    """At the top level, so that a child finds it."""
+    raise ERRORS[job.payload or b""]
 
 
 def throwing() -> PgQueuer:
@@ -34,6 +39,8 @@ def throwing() -> PgQueuer:
     @app.entrypoint("thread")
     def thread(job: Job) -> None:
         raise ERRORS[job.payload or b""]
+
+    app.entrypoint("process", executor_factory=ProcessExecutor)(throw_in_process)
 
     @app.entrypoint("child")
     async def child(job: Job) -> None:

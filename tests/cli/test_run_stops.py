@@ -11,6 +11,7 @@ import pytest
 
 from pgq_anyio import JobId, SyncQueries
 from tests.cli.processes import Commands
+from tests.executors.processes import is_gone
 from tests.worker.fleet import Fleet, wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -82,10 +83,17 @@ def test_a_cancel_reaches_jobs_that_are_waited_for(commands: Commands, fleet: Fl
 
 @pytest.mark.promise(35)
 @pytest.mark.figures
-def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
-    """After the grace the job is cancelled; another worker starts it within 2 s, as the same attempt, and first."""
+@pytest.mark.parametrize(
+    ("kind", "events"), [("sleep", ["start", "cancelled"]), ("thread", ["start", "cancelled"]), ("process", ["start"])]
+)
+def test_a_long_job_goes_back(
+    commands: Commands, fleet: Fleet, loop: list[str], within: Within, kind: str, events: list[str]
+) -> None:
+    """After the grace the job is cancelled, whatever kind its handler is of; another worker starts it within 2 s, as
+    the same attempt, and first.
+    """
     worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=1")
-    (job,) = fleet.enqueue("sleep")
+    (job,) = fleet.enqueue(kind)
     wait_until(lambda: started(fleet, job))
     sent_at = time.monotonic()
     worker.signal(signal.SIGTERM)
@@ -93,12 +101,13 @@ def test_a_long_job_goes_back(commands: Commands, fleet: Fleet, loop: list[str],
     (late,) = fleet.enqueue("sleep", b"0")
     assert worker.wait() == 0
     assert 1.0 < time.monotonic() - sent_at < within(2.0)
-    assert ["start", "cancelled"] == [event for event, _ in fleet.events(job)]
+    assert events == [event for event, _ in fleet.events(job)]
+    assert all(is_gone(pid) for _, pid in fleet.events(job))
     order = fleet.rows("select job_id, attempt from {schema}.queued order by seq")
     assert [job, late] == [job_id for job_id, _ in order]
     assert len({attempt for _, attempt in order}) == 1, "the interrupted attempt was counted"
     other = commands.start_worker(fleet.schema, *loop, "--max-concurrency=1", "--shutdown-grace=0")
-    wait_until(lambda: len(fleet.events(job)) == 3, timeout=2)
+    wait_until(lambda: len(fleet.events(job)) == len(events) + 1, timeout=within(2.0))
     assert fleet.events(late) == []
     other.signal(signal.SIGTERM)
     assert other.wait() == 0
@@ -122,20 +131,32 @@ def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: lis
 
 @pytest.mark.promise(35)
 @pytest.mark.figures
-def test_a_stubborn_handler_is_left_behind(commands: Commands, fleet: Fleet, loop: list[str], within: Within) -> None:
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("stubborn", "await anyio.sleep(float(job.payload"),
+        ("deaf_thread", "time.sleep(float(job.payload"),
+        ("deaf", "its stack is in another process"),
+    ],
+)
+def test_a_stubborn_handler_is_left_behind(
+    commands: Commands, fleet: Fleet, loop: list[str], within: Within, kind: str, place: str
+) -> None:
     """A handler that ignores its cancellation is left behind within both graces and a second, with exit code 1.
 
-    The job and where it was is named, and another worker runs it.
+    The job and where it was is named, and another worker runs it. A process of its own does not outlive the worker.
     """
     worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0.5", "--cancel-grace=0.5")
-    (job,) = fleet.enqueue("stubborn")
+    (job,) = fleet.enqueue(kind)
     wait_until(lambda: started(fleet, job))
     sent_at = time.monotonic()
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 1
     assert time.monotonic() - sent_at < within(2.0)
-    assert f"job {job} of 'stubborn' still runs and is left behind" in worker.output
-    assert "await anyio.sleep(float(job.payload" in worker.output
+    assert f"job {job} of {kind!r} still runs and is left behind" in worker.output
+    assert place in worker.output
+    ((_, pid),) = fleet.events(job)
+    wait_until(lambda: is_gone(pid), what="the process of the handler has ended")
     commands.start_worker(fleet.schema, *loop)
     wait_until(lambda: len(fleet.events(job)) == 2, what="another worker has the job")
 

@@ -9,13 +9,13 @@ import pytest
 from tests.cli.processes import Commands
 from tests.worker.fleet import Fleet, wait_until
 
-ENTRYPOINTS = ["itself", "thread", "child", "grandchild", "from_thread"]
+ENTRYPOINTS = ["itself", "thread", "process", "child", "grandchild", "from_thread"]
 ON_ASYNCIO = ["native", "native_group"]
 
 
 @pytest.mark.promise(29, 32)
 def test_errors_stay_with_their_job(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
-    """SystemExit and KeyboardInterrupt of a handler, its child tasks and its threads are that job's failure.
+    """SystemExit and KeyboardInterrupt of a handler, its child tasks, threads and process are that job's failure.
 
     The leaf is recorded, the worker goes on, and stops cleanly.
     """

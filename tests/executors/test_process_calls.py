@@ -194,8 +194,9 @@ async def test_more_calls_than_workers() -> None:
     assert 1 <= len(pids) <= 4
 
 
-async def test_overhead(pool: ProcessPool) -> None:
-    """A call of a warm child starts nothing anew: far less than a start costs, in the best of five rounds."""
+@pytest.mark.figures
+async def test_overhead(pool: ProcessPool, figures: bool) -> None:
+    """A call of a warm child starts nothing anew: below a millisecond, in the best of five rounds."""
     await pool.run(H + "pid")
     rounds = []
     for _ in range(5):
@@ -203,7 +204,7 @@ async def test_overhead(pool: ProcessPool) -> None:
         for _ in range(100):
             await pool.run(H + "pid")
         rounds.append((time.perf_counter() - start) / 100)
-    assert min(rounds) < 0.01
+    assert min(rounds) < (0.001 if figures else 0.01)
 
 
 async def test_forks_of_handlers_stay_out(pool: ProcessPool) -> None:

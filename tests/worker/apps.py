@@ -101,6 +101,14 @@ async def stubborn(job: Job) -> None:
     log(job.id, "end")
 
 
+@app.entrypoint("deaf_thread")
+def deaf_thread(job: Job) -> None:
+    """Look at nothing in a thread, for the seconds that the payload says."""
+    log(job.id, "start")
+    time.sleep(float(job.payload or b"3600"))
+    log(job.id, "end")
+
+
 @app.entrypoint("again")
 async def again(job: Job) -> None:
     """Ask for a second attempt after the seconds of the payload."""
