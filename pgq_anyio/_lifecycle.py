@@ -115,15 +115,21 @@ class ErrorText:
     def of(cls, error: BaseException) -> ErrorText:
         """Describe an exception with all leaves of a group, each part cut to its bound."""
         name = type(error).__qualname__
-        try:
-            message = str(error)
-        except Exception as broken:  # noqa: BLE001  (a user's __str__ may do anything; the job's end must still be stored)
-            message = f"<the text of this {name} cannot be had: {type(broken).__qualname__}>"
+        message = _text_of(error)
         try:
             trace = "".join(traceback.format_exception(error))
         except Exception as broken:  # noqa: BLE001  (as above)
             trace = f"<the traceback cannot be formatted: {type(broken).__qualname__}>"
-        return cls(_storable(name, MAX_MESSAGE), _storable(message, MAX_MESSAGE), _storable(trace, MAX_TRACEBACK))
+        return cls(_storable(name, MAX_MESSAGE), message, _storable(trace, MAX_TRACEBACK))
+
+
+def _text_of(value: object) -> str:
+    """What a user's object says, in words that can be stored."""
+    try:
+        text = str(value)
+    except Exception as broken:  # noqa: BLE001  (a user's __str__ may do anything; the job's end must still be stored)
+        text = f"<the text of this {type(value).__qualname__} cannot be had: {type(broken).__qualname__}>"
+    return _storable(text, MAX_MESSAGE)
 
 
 def _storable(text: str, limit: int) -> str:
@@ -209,7 +215,8 @@ def decide_outcome(
     answer = _common_outcome(error)
     match answer:
         case Cancel():
-            return Cancelled(answer.reason)
+            # A cancel from outside is refused a reason that cannot be stored; here it is too late to refuse anything.
+            return Cancelled(None if answer.reason is None else _text_of(answer.reason))
         case Discard():
             return Failed(ErrorText.of(answer.__cause__ or answer))
         case Snooze():

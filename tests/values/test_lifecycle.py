@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -146,6 +147,21 @@ def test_an_exception_that_cannot_be_printed_is_recorded_all_the_same() -> None:
 
     text = ErrorText.of(OddError())
     assert "RuntimeError" in text.message
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("why", "why"),
+        ("", ""),
+        (None, None),
+        ("nul \x00, \ud800", "nul \\x00, \\ud800"),
+        (7, "7"),
+        ("x" * 20_000, "x" * 5_000 + "\n… 10000 characters left out …\n" + "x" * 5_000),
+    ],
+)
+def test_reasons_are_what_postgresql_can_store(reason: Any, told: str | None) -> None:
+    assert Cancelled(told) == decide(Cancel(reason))
 
 
 @pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), True, "1"])
