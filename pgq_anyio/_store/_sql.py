@@ -2,7 +2,8 @@
 
 A file holds named blocks: ``-- name: claim_sweep`` starts one. The schema goes in once, here, as a quoted identifier,
 so that hostile names are harmless; the notification channel and the sequences as quoted literals. Nothing else is ever
-spliced into SQL.
+spliced into SQL. No comment has a name in it: a line break there would end the comment, and the rest of the name would
+be a statement.
 
 Blocks that producers and operators use run on connections of theirs, with any search path. There every function,
 operator and type that is not part of the grammar is PostgreSQL's by name (``pg_catalog.now()``,

@@ -14,8 +14,9 @@ from psycopg import sql
 from pgq_anyio import SchemaError, SyncQueries
 from pgq_anyio._db import Connection
 from pgq_anyio._errors import ConfigurationError
-from pgq_anyio._store._sql import Store
+from pgq_anyio._store._sql import Store, _blocks
 from pgq_anyio._store.migrations import (
+    _read,
     check_schema,
     check_schema_sync,
     migrate,
@@ -37,7 +38,7 @@ NAMES = [
     "007_end_of_time",
     "008_queue_size",
 ]
-HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--"
+HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--\nselect\rx"
 
 
 @pytest.fixture
@@ -241,6 +242,12 @@ def test_a_hostile_schema_name_is_a_name(sync_conn: psycopg.Connection) -> None:
             assert (1,) == cursor.execute(sql.SQL("select count(*) from {}.queued").format(prefix)).fetchone()
     finally:
         assert uninstall_sync(sync_conn, HOSTILE)
+
+
+def test_no_comment_has_a_name_in_it() -> None:
+    """A line break in the name would end the comment, and the rest of it would be a statement."""
+    for name, text in [*migrations().items(), *_blocks().items(), ("uninstall", _read("uninstall.sql"))]:
+        assert [] == [line for line in text.splitlines() if "{" in line.partition("--")[2]], name
 
 
 @pytest.mark.parametrize("name", ["", "a\x00b", "x" * 54, "x$function$y"])

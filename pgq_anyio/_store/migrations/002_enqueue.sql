@@ -1,4 +1,4 @@
--- Enqueue from plain SQL: select {schema}.enqueue('fetch', 'payload'::bytea, priority => 5, execute_after => interval '1 minute').
+-- Enqueue from plain SQL: select pgq_anyio.enqueue('fetch', 'payload'::bytea, priority => 5, execute_after => interval '1 minute').
 -- Runs in the caller's transaction and always notifies: a sleeper that looked before the commit would miss the job.
 create function {schema}.enqueue(
     entrypoint text,

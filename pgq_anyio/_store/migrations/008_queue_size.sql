@@ -1,5 +1,5 @@
 -- How many jobs of each name are queued, exact up to a limit for each: a dashboard that asks every few seconds must not
--- read millions of rows each time. Null is no limit. select * from {schema}.queue_size();
+-- read millions of rows each time. Null is no limit. select * from pgq_anyio.queue_size();
 -- From name to name and then along the name's entries, by the index of lanes. Whatever the statistics say, which are none
 -- for this table: a planner without them would rather read all of it.
 create function {schema}.queue_size(up_to bigint default 10000) returns table (entrypoint text, jobs bigint)
