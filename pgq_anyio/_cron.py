@@ -79,6 +79,8 @@ class CronSchedule:
         :param timezone: IANA name of the time zone the expression is meant in. Defaults to UTC.
         :raises ConfigurationError: if the expression or the zone cannot be read, or the expression never fires
         """
+        if not isinstance(expression, str):
+            raise ConfigurationError(f"the expression must be a str, not {expression!r}")
         zone = _find_zone(timezone)
         expression = " ".join(expression.split())
         plain = _plain_fields(expression)
@@ -147,6 +149,8 @@ class CronSchedule:
 
 
 def _find_zone(name: str) -> ZoneInfo:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"timezone must be a str, not {name!r}")
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -29,7 +29,8 @@ def seconds(name: str, value: float | timedelta, *, at_least: float = 0.0, above
     number = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ConfigurationError(f"{name} must be a number of seconds or a timedelta, not {value!r}")
-    if not math.isfinite(number):
+    # Not by isfinite(): a whole number may be too large for a float.
+    if not abs(number) < math.inf:
         raise ConfigurationError(f"{name} must be finite, not {value!r}")
     if number > LONGEST:
         raise ConfigurationError(f"{name} must be less than a hundred years, not {value!r}")

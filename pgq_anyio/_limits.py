@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Final
 
 import attrs
@@ -59,4 +60,6 @@ def check_limits(*, requests_per_second: float, concurrency_limit: int, serializ
         raise ConfigurationError(
             f"serialized_dispatch runs one job at a time: it excludes concurrency_limit={limit} (leave it out)"
         )
-    return Limits(1 if serialized_dispatch else limit, float(rate), serialized_dispatch)
+    # A whole number may be too large for a float.
+    rate = math.inf if rate > sys.float_info.max else float(rate)
+    return Limits(1 if serialized_dispatch else limit, rate, serialized_dispatch)

@@ -115,6 +115,12 @@ def read_dsn(dsn: str, origin: str) -> str:
     :param origin: where it was found, for messages
     :raises ConfigurationError: if it is none, or not one of PostgreSQL
     """
+    if not isinstance(dsn, str):
+        raise ConfigurationError(f"{origin} must be a DSN (a str), not a {type(dsn).__name__}")
+    try:
+        dsn.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{origin} is not valid Unicode: write bytes of a password as in %E4") from None
     dsn = dsn.strip()
     scheme = _SCHEME.match(dsn)
     if scheme is not None:

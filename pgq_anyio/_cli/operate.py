@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Annotated, Any, Final
 
 import typer
@@ -16,7 +15,7 @@ import typer
 from .._client._filters import ended_filter, unfinished_filter
 from .._models import JobId, JobStatus
 from .messages import UsageError
-from .options import SCHEMA, Dsn, Schema, Traceback, check_ids, open_queries, parse_duration, parse_time
+from .options import SCHEMA, Dsn, Schema, Traceback, as_timedelta, check_ids, open_queries, parse_duration, parse_time
 from .show import counted, progress
 
 #: So many jobs go into one call, so that progress can be shown.
@@ -48,7 +47,7 @@ def cancel(
     filters: dict[str, Any] = {
         "entrypoint": entrypoint,
         "status": status,
-        "older_than": None if older_than is None else timedelta(seconds=older_than),
+        "older_than": None if older_than is None else as_timedelta("--older-than", older_than),
     }
     wanted = check_ids(ids or [])
     if unfinished_filter(wanted or None, **filters) is None:

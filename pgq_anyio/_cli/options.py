@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import attrs
@@ -61,6 +61,17 @@ def parse_duration(text: str | float) -> float:
     if not math.isfinite(value) or value < 0:
         raise typer.BadParameter(f"{text!r} is no duration: write a number of seconds that is not negative")
     return value
+
+
+def as_timedelta(option: str, number: float) -> timedelta:
+    """So many seconds.
+
+    :raises UsageError: if they are too many; the message names the option
+    """
+    try:
+        return timedelta(seconds=number)
+    except OverflowError:
+        raise UsageError(f"{option} is longer than any time that can be written: write a shorter one") from None
 
 
 def parse_retention(text: str | float) -> float | dict[str, float]:

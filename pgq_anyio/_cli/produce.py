@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from .messages import UsageError
-from .options import SCHEMA, Dsn, Schema, Traceback, open_queries, parse_duration, parse_time
+from .options import SCHEMA, Dsn, Schema, Traceback, as_timedelta, open_queries, parse_duration, parse_time
 from .show import progress
 
 #: So many jobs go into one call, so that progress can be shown.
@@ -58,10 +58,7 @@ def _read_time(delay: float | None, at: str | None) -> timedelta | datetime | No
     if delay is not None and at is not None:
         raise UsageError("--delay and --at say the same thing: leave one of them out")
     if delay is not None:
-        try:
-            return timedelta(seconds=delay)
-        except OverflowError:
-            raise UsageError("--delay is longer than any time that can be written: write a shorter one") from None
+        return as_timedelta("--delay", delay)
     if at is None:
         return None
     return parse_time("--at", at)

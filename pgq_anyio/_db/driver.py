@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import anyio.lowlevel
 
+from .._errors import ConfigurationError
 from .._settings import read_dsn, redacted
 from .connection import Connection
 from .defaults import defaults_for
@@ -30,7 +31,8 @@ class PsycopgDriver:
         way; ``False`` says that ``conninfo`` can be used like a server.
     :param prepare: whether prepared statements may be left on the server. Defaults to ``None``: unless there is a
         pooler. ``True`` if that one tracks them, as PgBouncer from 1.21 on does with ``max_prepared_statements``.
-    :raises ConfigurationError: if a DSN cannot be read; the message quotes nothing of it
+    :raises ConfigurationError: if a DSN cannot be read, and then the message quotes nothing of it; or an option cannot
+        be used
     """
 
     def __init__(
@@ -47,6 +49,9 @@ class PsycopgDriver:
         self.direct_conninfo: str | None = (
             None if direct_conninfo is None else read_dsn(direct_conninfo, "direct_conninfo")
         )
+        for name, flag in (("pooled", pooled), ("prepare", prepare)):
+            if not (flag is None or isinstance(flag, bool)):
+                raise ConfigurationError(f"{name} must be True, False or None, not {flag!r}")
         self.pooled = pooled
         self.prepare = prepare
         self._pool = Pool(self.conninfo, max_size=max_size)

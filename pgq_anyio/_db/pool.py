@@ -24,6 +24,7 @@ import psycopg
 from psycopg import errors, pq
 from psycopg.waiting import Wait
 
+from .._errors import ConfigurationError
 from .._settings import redacted
 from . import _private
 from ._waiting import poll_nowait
@@ -65,7 +66,7 @@ class Pool:
 
     def __init__(self, conninfo: str, *, max_size: int = 10, **connect_kwargs: Any) -> None:
         if type(max_size) is not int or max_size < 1:
-            raise ValueError(f"max_size must be a whole number of at least 1, not {max_size!r}")
+            raise ConfigurationError(f"max_size must be a whole number of at least 1, not {max_size!r}")
         self.max_size = max_size
         self._conninfo = conninfo
         self._connect_kwargs = connect_kwargs
