@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import string
+import time
+from collections.abc import Sequence
+
+import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pgq_anyio import SyncQueries
 from pgq_anyio._cli.program import app
+from pgq_anyio._cli.run import run
 from tests.fuzz.test_functions import counts
 from tests.fuzz.values import HOSTILE, NUMBERS, TEXTS
 from tests.profiles import scaled
@@ -29,14 +36,105 @@ COMMANDS = st.sampled_from(
         ("jobs", "list", "--limit={0}", "--status={1}"),
         ("jobs", "show", "--", "{0}"),
         ("schedules", "pause", "--", "{0}", "{1}"),
+        ("enqueue", "fetch", "--payload={0}", "--priority={1}"),
+        ("cancel", "--yes", "--entrypoint={0}", "--reason={1}"),
+        ("schedules", "resume", "--", "{0}", "{1}"),
+        ("schedules", "run", "--", "{0}", "{1}"),
+        ("schedules", "remove", "--force", "--", "{0}", "{1}"),
+        ("schedules", "list", "--json"),
+        ("grants", "--read={0}", "--work={1}"),
+        ("grants", "--migrate={0}", "--produce={1}", "--operate={2}"),
         ("run", "{0}", "--lease={1}"),
         ("run", "json:{0}"),
         ("{0}", "{1}"),
     ]
 )
+#: Every option of ``run`` that has a value; the app is not there, so that no worker starts with a good one.
+RUN_OPTIONS = st.sampled_from(
+    [
+        f"--{name.replace('_', '-')}"
+        for name, parameter in inspect.signature(run).parameters.items()
+        if name not in ("ctx", "target") and parameter.default is not False
+    ]
+)
+DSNS = st.sampled_from(
+    [
+        "host=/nowhere",
+        "host=127.0.0.1 port=1",
+        "host=127.0.0.1 port=1 connect_timeout=never",
+        "postgresql://127.0.0.1:99999/x",
+        "postgresql://[::1",
+        "mysql://127.0.0.1/x",
+        "postgresql://u:p@ss@127.0.0.1:1/x",
+        "hostaddr=300.1.1.1 port=1",
+        "port=x",
+        "sslmode=maybe host=127.0.0.1 port=1",
+    ]
+) | st.sampled_from(HOSTILE).filter(lambda text: "\x00" not in text)
 
 
-@pytest.mark.timeout(0)
+def call(arguments: Sequence[str]) -> Result:
+    """Run a command that ends with 0, 1 or 2, soon, and says why it failed, without a traceback."""
+    began = time.monotonic()
+    result = CliRunner().invoke(app, list(arguments), prog_name="pgq-anyio")
+    assert time.monotonic() - began < 20, arguments
+    assert result.exit_code in (0, 1, 2), arguments
+    assert "Traceback" not in result.output, arguments
+    if result.exit_code:
+        assert result.stderr.strip() or result.stdout.strip(), arguments
+    return result
+
+
+@pytest.mark.timeout(120)
+@scaled(40)
+@given(option=RUN_OPTIONS, value=WORDS | st.sampled_from(["0", "-1", "nan", "inf", "1e400", "1d" * 2000, "9" * 5000]))
+def test_any_option_of_run(option: str, value: str) -> None:
+    """It is refused, or the app is not found: nothing starts, and nothing is connected to."""
+    result = call(["run", "tests.fuzz.nothing:app", f"{option}={value}"])
+    assert result.exit_code == 2
+    assert option[2:] in result.stderr.replace("_", "-") or "tests.fuzz.nothing" in result.stderr
+
+
+@pytest.mark.timeout(120)
+@scaled(24)
+@given(
+    dsn=DSNS,
+    command=st.sampled_from(
+        [("migrate",), ("uninstall", "--yes"), ("jobs", "list"), ("grants", "--read=x", "--apply")]
+    ),
+)
+def test_any_dsn(dsn: str, command: tuple[str, ...]) -> None:
+    """One that leads nowhere is an error which quotes no password."""
+    result = call([*command, f"--dsn={dsn}"])
+    assert result.exit_code in (1, 2)
+    assert "p@ss" not in result.output
+
+
+@pytest.mark.timeout(120)
+@scaled(8)
+@example(schema="x\rselect 1\nx")
+@given(
+    schema=st.sampled_from(HOSTILE).map(lambda text: text.replace("\x00", "")) | st.text(string.printable, max_size=9)
+)
+def test_any_schema(dsn: str, schema: str) -> None:
+    """Tables are made under any name that is accepted, and removed again; nothing else is."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        query = "select nspname from pg_namespace where nspname !~ '^(pg_|test_)' order by 1"  # others run tests, too
+        before = conn.execute(query).fetchall()
+        place = [f"--dsn={dsn}", f"--schema={schema}"]
+        if call(["migrate", *place]).exit_code == 0:
+            try:
+                call(["grants", "--read=nobody at all", "--apply", *place])
+                assert 0 == call(["enqueue", "fetch", *place]).exit_code
+                assert 0 == call(["migrate", *place]).exit_code
+            finally:
+                assert 0 == call(["uninstall", "--yes", *place]).exit_code
+        else:
+            assert 2 == call(["migrate", "--sql", f"--schema={schema}"]).exit_code
+        assert before == conn.execute(query).fetchall()
+
+
+@pytest.mark.timeout(120)
 def test_any_arguments(dsn: str, schema: str) -> None:
     with SyncQueries(dsn, schema=schema) as queries:
         queries.enqueue("bystander")
@@ -50,11 +148,7 @@ def test_any_arguments(dsn: str, schema: str) -> None:
         ]
         place = [f"--dsn={dsn}", f"--schema={schema}"]
         where = arguments.index("--") if "--" in arguments else len(arguments)
-        result = CliRunner().invoke(app, [*arguments[:where], *place, *arguments[where:]], prog_name="pgq-anyio")
-        assert result.exit_code in (0, 1, 2), arguments
-        assert "Traceback" not in result.output, arguments
-        if result.exit_code:
-            assert result.stderr.strip() or result.stdout.strip(), arguments
+        result = call([*arguments[:where], *place, *arguments[where:]])
         if command[0] == "enqueue" and result.exit_code == 0:
             for table in ("queued", "deferred"):
                 before[table] = counts(dsn, schema)[table]
