@@ -38,6 +38,8 @@ ROWS: Final = (
     _row(
         "a claim that was under way at stop locks or moves rows and nobody runs them",
         "worker/test_every_point::test_nothing_is_lost_whatever_happens_at_any_wait",
+        "worker/test_interrupted_claims::test_claim",
+        "worker/test_interrupted_claims::test_limited_claim",
         "worker/test_every_point::test_the_claim_under_way_is_the_last_one",
     ),
     _row(
@@ -52,6 +54,7 @@ ROWS: Final = (
     _row(
         "a late cancel hits a newer attempt or a job of another schema",
         "worker/test_cancel_timing::test_a_cancel_in_one_schema_touches_no_other",
+        "peer_bugs/test_late_news::test_a_late_cancel_leaves_a_newer_attempt_alone",
         "model/test_life_cycle::test_any_interleaving_of_two_workers",
     ),
     _row(
@@ -70,6 +73,7 @@ ROWS: Final = (
         "a stale worker ends a newer attempt; a limit-1 job runs several times",
         "worker/test_crashes::test_a_frozen_worker_that_comes_back_changes_nothing",
         "worker/test_stale::test_whatever_a_stale_worker_says_changes_nothing",
+        "worker/test_stale::test_a_limit_of_one_holds_while_a_stale_worker_comes_back",
     ),
     _row(
         "a limit is exceeded when a job runs long, when claimers race, or while a job is being cancelled",
@@ -95,6 +99,7 @@ ROWS: Final = (
         "every worker wakes for every enqueue",
         "worker/test_idle::test_ten_idle_workers_and_one_enqueue_a_second",
         "client/test_enqueue::test_only_sleepers_are_notified",
+        "peer_bugs/test_wakes::test_fifty_idle_workers",
     ),
     _row(
         "a plan flips after ANALYZE on an empty table",
@@ -104,6 +109,7 @@ ROWS: Final = (
     _row(
         "a timed-out or stopped job is settled while its handler still runs",
         "worker/test_cancel::test_a_handler_that_ignores_its_cancellation_is_reported_and_waited_for",
+        "peer_bugs/test_settling::test_a_job_is_settled_only_when_its_handler_has_ended",
     ),
     _row(
         "retention deletes jobs that are not finished",
@@ -137,6 +143,7 @@ ROWS: Final = (
         "store/test_limits::test_a_held_snapshot_does_not_slow_limited_claims",
         "store/test_held_snapshot::test_a_held_snapshot_does_not_slow_promotion",
         "store/test_strict_order::test_a_held_snapshot_does_not_slow_serialized_claims",
+        "peer_bugs/test_bloat::test_control_tables_do_not_grow_with_the_jobs",
     ),
     _row(
         "a worker cannot exit while the database is slow or locked",

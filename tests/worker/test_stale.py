@@ -11,6 +11,8 @@ import pytest
 
 from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, wait_until
+from tests.worker.limited_fleet import enqueue as enqueue_limited
+from tests.worker.limited_fleet import start as start_limited
 
 LEASE = 2.0
 
@@ -57,3 +59,35 @@ def test_whatever_a_stale_worker_says_changes_nothing(
         "select job_id, status, attempt, crashes, worker_id from {schema}.finished order by job_id"
     )
     assert [2] * len(ids) == [len(journal.find(one, "start")) for one in ids]
+
+
+@pytest.mark.promise(14, 18)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_limit_of_one_holds_while_a_stale_worker_comes_back(fleet: Fleet, backend: str) -> None:
+    """SIGSTOP for longer than the lease, with a job that fills the limit: it runs on another worker, after which the
+    first one continues. Its handler honours its cancellation; apart from that end nothing runs beside anything else,
+    neither while the job runs again nor when others follow.
+    """
+    (stale,) = start_limited(fleet, backend, 1, {"concurrency_limit": 1}, lease=LEASE)
+    (job_id,) = enqueue_limited(fleet, [b"slow"])
+    wait_until(lambda: fleet.events(job_id))
+    stale.signal(signal.SIGSTOP)
+    stopped_at = fleet.value("select clock_timestamp()")
+    (owner,) = start_limited(fleet, backend, 1, {"concurrency_limit": 1}, lease=LEASE)
+    ids = [job_id, *enqueue_limited(fleet, [b""] * 100)]
+    wait_until(lambda: ("start", owner.pid) in fleet.events(job_id), timeout=LEASE + 10)
+    continued_at = fleet.value("select clock_timestamp()")
+    stale.signal(signal.SIGCONT)
+    wait_until(lambda: ("end", stale.pid) in fleet.events(job_id))
+    wait_until(lambda: len(ids) == fleet.value("select count(*) from {schema}.finished"), timeout=45)
+    # The stale run: from its start to the stop, and from SIGCONT to the end that its cancellation brings.
+    runs = fleet.rows(
+        "select job_id, pid, min(at), max(at), count(*) from {log} group by job_id, pid order by min(at), job_id"
+    )
+    assert [2] * (len(ids) + 1) == [number for *_, number in runs]
+    (stale_end,) = [end for one, pid, _, end, _ in runs if (one, pid) == (job_id, stale.pid)]
+    assert (stale_end - continued_at).total_seconds() < 2
+    ends = [stopped_at if (one, pid) == (job_id, stale.pid) else end for one, pid, _, end, _ in runs]
+    starts = [start for _, _, start, _, _ in runs]
+    assert all(before <= after for before, after in zip(ends, starts[1:], strict=False)), "two ran at once"
+    assert [("successful", len(ids))] == fleet.rows("select status, count(*) from {schema}.finished group by 1")

@@ -1,0 +1,67 @@
+"""What one enqueue costs a fleet of fifty idle workers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import partial
+from typing import Any, Final
+
+import anyio
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
+from tests.worker.own_server import open_own_server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(48)]
+
+SCHEMA: Final = "fleet"
+#: Workers that serve the name, and workers that do not.
+SERVING, OTHERS = 25, 25
+ENQUEUES: Final = 5
+
+
+async def test_fifty_idle_workers(server_dsn: str) -> None:
+    """Each of those that serve the name looks once, and nobody else does anything."""
+    started: list[float] = []
+    names = ["fetch"] * SERVING + ["other"] * OTHERS
+
+    async def handle(job: Job) -> None:
+        started.append(time.monotonic())
+
+    with open_own_server(server_dsn, max_connections="400") as server:
+        server.start()
+        server.migrate(SCHEMA)
+        observer = psycopg.connect(server.dsn, autocommit=True)
+
+        async def wait_for(query: str, expected: Any) -> None:
+            text = sql.SQL(query).format(schema=sql.Identifier(SCHEMA))
+            with anyio.fail_after(40):
+                while (row := observer.execute(text).fetchone()) is None or row[0] != expected:  # noqa: ASYNC110
+                    await anyio.sleep(0.02)
+
+        def count(since: int) -> Counter[str]:
+            return Counter(name or role for role, name in server.statements(since))
+
+        async with PsycopgDriver(server.dsn) as driver, anyio.create_task_group() as tasks:
+            queries = Queries(driver, schema=SCHEMA)
+            for name in names:
+                app = PgQueuer(server.dsn, schema=SCHEMA)
+                app.entrypoint(name)(handle)
+                await tasks.start(partial(app.run, lease=600, dequeue_timeout=3600))
+            await wait_for("select count(*) from {schema}.worker where sleeping", len(names))
+            await anyio.sleep(3)  # the looks that follow falling asleep are over
+            since = server.log.stat().st_size
+            for number in range(1, ENQUEUES + 1):
+                await queries.enqueue("fetch")
+                await wait_for("select count(*) from {schema}.finished", number)
+                await anyio.sleep(0.5)  # who has been woken in vain says so within this time
+            counts = count(since)
+            tasks.cancel_scope.cancel()
+        observer.close()
+    assert ENQUEUES == len(started) == counts.pop("finish_jobs")
+    looks = counts.pop("claim_sweep") + counts.pop("claim_hinted", 0)
+    assert ENQUEUES <= looks <= ENQUEUES * (SERVING + 2)
+    assert counts.total() <= ENQUEUES, counts
