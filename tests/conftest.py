@@ -22,6 +22,7 @@ import pytest
 from psycopg import sql
 
 from pgq_anyio._embedded import EmbeddedServer
+from tests.bounds import BUSY, Within
 from tests.profiles import register_profiles
 from tests.servers import installed_server
 
@@ -124,6 +125,16 @@ def figures(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--figures"))
 
 
+@pytest.fixture(scope="session")
+def within(figures: bool) -> Within:
+    """Chooses between the bound that is promised and one for a busy machine."""
+
+    def choose(promised: float, otherwise: float = BUSY) -> float:
+        return promised if figures else otherwise
+
+    return choose
+
+
 def pytest_configure() -> None:
     """Forget the database of whoever runs the tests: only what a test sets may decide where it connects."""
     for name in list(os.environ):
@@ -131,9 +142,14 @@ def pytest_configure() -> None:
             del os.environ[name]
 
 
+@pytest.hookimpl(tryfirst=True)  # before the markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the reports carry the numbers: the tests may run in other processes than the summary."""
+    """Let the reports carry the numbers of promises: the tests may run in other processes than the summary. Mark the
+    tests that hold figures.
+    """
     for item in items:
+        if "figures" in getattr(item, "fixturenames", ()):
+            item.add_marker("figures")
         for marker in item.iter_markers("promise"):
             item.user_properties.extend(("promise", number) for number in marker.args)
 

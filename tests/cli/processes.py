@@ -45,7 +45,7 @@ class Command:
         with self._changed:
             return "\n".join(self._lines)
 
-    def wait_said(self, text: str, timeout: float = 20.0) -> None:
+    def wait_said(self, text: str, timeout: float = 45.0) -> None:
         """Wait for a line with this text."""
 
         def found() -> bool:
@@ -59,7 +59,7 @@ class Command:
         """Send it a signal."""
         self.popen.send_signal(number)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 45.0) -> int:
         """Wait for its end; the exit code."""
         code = self.popen.wait(timeout)
         self._reader.join(5)
@@ -101,7 +101,7 @@ class Commands:
     def run(self, *arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str]:
         """Run a command to its end; the exit code, and what it said."""
         command = self.start(*arguments, environment=environment)
-        return command.wait(40), command.output
+        return command.wait(60), command.output
 
     def start_worker(self, schema: str, *options: str, target: str = "tests.cli.apps:app") -> Command:
         """Start a worker on the test's database; returns when it is ready."""

@@ -14,6 +14,7 @@ from pgq_anyio import ConfigurationError, JobId, JobRecord, JobStatus, PgQueuer,
 from pgq_anyio._client import Queries
 from pgq_anyio._models import Job
 from pgq_anyio.testing import drain, running_worker
+from tests.bounds import Within
 from tests.client.conftest import Look
 
 HOUR = timedelta(hours=1)
@@ -184,7 +185,7 @@ def test_in_the_transaction_of_the_caller(dsn: str, sync_queries: SyncQueries, l
 
 @pytest.mark.anyio
 @pytest.mark.promise(33)
-async def test_requeued_jobs_start_at_once(driver: PsycopgDriver, dsn: str, schema: str) -> None:
+async def test_requeued_jobs_start_at_once(driver: PsycopgDriver, dsn: str, schema: str, within: Within) -> None:
     """An idle worker that would look at the queue in half a minute starts it within a second, by id and by filter; one
     that fails again at once is requeued once; all errors stay.
     """
@@ -197,7 +198,7 @@ async def test_requeued_jobs_start_at_once(driver: PsycopgDriver, dsn: str, sche
         raise ValueError(f"attempt {job.attempt}")
 
     async def ended(job_id: JobId, errors: int) -> JobRecord:
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while True:
                 record = await queries.get_job(job_id)
                 if record is not None and record.status is JobStatus.FAILED and len(record.errors) == errors:
@@ -214,7 +215,7 @@ async def test_requeued_jobs_start_at_once(driver: PsycopgDriver, dsn: str, sche
         for errors, wanted in ((2, {"ids": [job_id]}), (3, {"error_type": "ValueError"})):
             started = anyio.Event()
             assert [job_id] == await queries.requeue(**wanted)
-            with anyio.fail_after(1):
+            with anyio.fail_after(within(1)):
                 await started.wait()
             record = await ended(job_id, errors)
             assert ["attempt 1"] * errors == [error.message for error in record.errors]

@@ -194,17 +194,18 @@ async def test_more_calls_than_workers() -> None:
     assert 1 <= len(pids) <= 4
 
 
-@pytest.mark.figures
 async def test_overhead(pool: ProcessPool, figures: bool) -> None:
     """A call of a warm child starts nothing anew: below a millisecond, in the best of five rounds."""
+    start = time.perf_counter()
     await pool.run(H + "pid")
+    first = time.perf_counter() - start
     rounds = []
     for _ in range(5):
         start = time.perf_counter()
         for _ in range(100):
             await pool.run(H + "pid")
         rounds.append((time.perf_counter() - start) / 100)
-    assert min(rounds) < (0.001 if figures else 0.01)
+    assert min(rounds) < (0.001 if figures else first / 4)
 
 
 async def test_forks_of_handlers_stay_out(pool: ProcessPool) -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 BACKENDS = pytest.mark.parametrize("backend", ["uvloop+asyncio", "trio"])
 
 
-def wait_until(fact: Callable[[], Any], *, timeout: float = 20.0, what: str = "", pause: float = 0.01) -> Any:
+def wait_until(fact: Callable[[], Any], *, timeout: float = 45.0, what: str = "", pause: float = 0.01) -> Any:
     """Look at a fact until it is true; its value. A bound, not a hope: without the fact the test fails.
 
     :param pause: between two looks (in seconds), longer where a look costs something
@@ -50,7 +50,7 @@ class WorkerProcess:
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 45.0) -> int:
         """Wait for the end; the exit code."""
         return self.popen.wait(timeout)
 

@@ -19,13 +19,14 @@ from pgq_anyio import (
     Queries,
 )
 from pgq_anyio.testing import drain, running_worker
+from tests.bounds import Within
 
 pytestmark = pytest.mark.anyio
 
 
 async def wait_status(queries: Queries, job_id: JobId, status: JobStatus) -> None:
     """Wait until a job has this status."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(20):
         while (await queries.job_status([job_id])).get(job_id) is not status:  # noqa: ASYNC110  (a fact of the database)
             await anyio.sleep(0.002)
 
@@ -50,7 +51,7 @@ async def test_a_queued_job_never_runs(app: PgQueuer, queries: Queries) -> None:
 
 
 @pytest.mark.promise(23)
-async def test_an_async_handler_stops_at_its_next_checkpoint(app: PgQueuer, queries: Queries) -> None:
+async def test_an_async_handler_stops_at_its_next_checkpoint(app: PgQueuer, queries: Queries, within: Within) -> None:
     """Within a second; shielded cleanup runs to its end before the job is recorded."""
     started, cleaned = anyio.Event(), anyio.Event()
     reasons: list[CancelReason | None] = []
@@ -71,10 +72,10 @@ async def test_an_async_handler_stops_at_its_next_checkpoint(app: PgQueuer, quer
         await started.wait()
         asked_at = anyio.current_time()
         assert [job_id] == await queries.mark_job_as_cancelled([job_id])
-        with anyio.fail_after(1):
+        with anyio.fail_after(within(1)):
             await cleaned.wait()
         await wait_status(queries, job_id, JobStatus.CANCELLED)
-        assert anyio.current_time() - asked_at < 1
+        assert anyio.current_time() - asked_at < within(1)
     assert [CancelReason.USER] == reasons
 
 
@@ -100,14 +101,16 @@ async def test_code_after_a_cancelled_block_still_runs(app: PgQueuer, queries: Q
         (job_id,) = await queries.enqueue("fetch")
         await started.wait()
         await queries.mark_job_as_cancelled([job_id])
-        with anyio.fail_after(2):
+        with anyio.fail_after(10):
             await after.wait()
         await wait_status(queries, job_id, JobStatus.CANCELLED)
     assert [True, True] == seen
 
 
 @pytest.mark.promise(23)
-async def test_a_cooperative_handler_that_goes_on_is_cancelled_after_the_grace(app: PgQueuer, queries: Queries) -> None:
+async def test_a_cooperative_handler_that_goes_on_is_cancelled_after_the_grace(
+    app: PgQueuer, queries: Queries, within: Within
+) -> None:
     """After cancel_grace the job's own scope is cancelled too."""
     started = anyio.Event()
 
@@ -124,7 +127,7 @@ async def test_a_cooperative_handler_that_goes_on_is_cancelled_after_the_grace(a
         asked_at = anyio.current_time()
         await queries.mark_job_as_cancelled([job_id])
         await wait_status(queries, job_id, JobStatus.CANCELLED)
-        assert 0.2 <= anyio.current_time() - asked_at < 1.2
+        assert 0.2 <= anyio.current_time() - asked_at < within(1.2, 4.5)  # the default is 5 s
 
 
 async def test_blocks_in_child_tasks_are_all_cancelled(app: PgQueuer, queries: Queries) -> None:
@@ -212,7 +215,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_reported_and_waited_fo
         await started.wait()
         with caplog.at_level(logging.WARNING, "pgq_anyio.overdue"):
             await queries.mark_job_as_cancelled([job_id])
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 while (record := await queries.get_job(job_id)) is None or record.overdue_at is None:
                     await anyio.lowlevel.checkpoint()
         assert record.status is JobStatus.RUNNING

@@ -26,7 +26,6 @@ async def server_time(driver: PsycopgDriver) -> datetime:
 
 
 @pytest.mark.promise(9)
-@pytest.mark.figures
 async def test_never_early_and_soon_after(
     app: PgQueuer, queries: Queries, driver: PsycopgDriver, figures: bool
 ) -> None:
@@ -142,7 +141,6 @@ async def test_two_workers_keep_due_order(dsn: str, schema: str, driver: Psycopg
 
 
 @pytest.mark.promise(10)
-@pytest.mark.figures
 async def test_deferred_jobs_of_higher_priority_do_not_slow_a_due_one(
     app: PgQueuer, queries: Queries, driver: PsycopgDriver, schema: str, figures: bool
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from pgq_anyio import Job, PgQueuer, Queries
 from pgq_anyio.testing import running_worker
+from tests.bounds import Within
 from tests.worker.away import Journal
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
 from tests.worker.limited_fleet import LEASE, count_ended, enqueue, highest_overlap, start, wait_for
@@ -27,7 +28,7 @@ def test_four_workers_reach_the_limit_and_never_exceed_it(fleet: Fleet, backend:
     """500 jobs of 5 ms: each runs once."""
     start(fleet, backend, 4, {"concurrency_limit": limit})
     ids = enqueue(fleet, [b""] * 500)
-    wait_until(lambda: 500 == count_ended(fleet), timeout=45)
+    wait_until(lambda: 500 == count_ended(fleet), timeout=60)
     assert limit == highest_overlap(fleet)
     assert sorted(ids) == [
         row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by job_id")
@@ -53,7 +54,7 @@ def test_nothing_that_happens_to_jobs_lets_the_limit_be_exceeded(fleet: Fleet, b
         fleet.rows(cancelling, fleet.schema)
         return len(ids) == count_ended(fleet)
 
-    wait_until(is_done, timeout=45)
+    wait_until(is_done, timeout=60)
     assert 0 == first.wait()
     assert 4 == highest_overlap(fleet)
     ends = dict(fleet.rows("select status, count(*) from {schema}.finished group by status"))
@@ -74,14 +75,14 @@ def test_a_limit_that_a_dead_worker_fills(fleet: Fleet, backend: str) -> None:
     dying.signal(signal.SIGKILL)
     dying.wait()
     last_beat = fleet.value("select heartbeat_at from {schema}.worker where name like %s", f"%:{dying.pid}")
-    wait_until(lambda: fleet.value("select count(*) from {log}") > 3, timeout=LEASE + 10)
+    wait_until(lambda: fleet.value("select count(*) from {log}") > 3)
     began = fleet.value("select min(at) from {log} where pid <> %s", dying.pid)
     assert began - last_beat >= timedelta(seconds=LEASE)
     # They come back with the payload that they had; cancelled, they leave their slots to the others.
-    wait_until(lambda: set(held) == {row[0] for row in fleet.rows("select job_id from {schema}.running")}, timeout=30)
+    wait_until(lambda: set(held) == {row[0] for row in fleet.rows("select job_id from {schema}.running")})
     cancelled = fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() returning job_id")
     assert 3 == len(cancelled)
-    wait_until(lambda: 33 == count_ended(fleet), timeout=30)
+    wait_until(lambda: 33 == count_ended(fleet))
     assert 3 == highest_overlap(fleet, but=dying.pid)
 
 
@@ -98,7 +99,7 @@ def test_a_crash_of_the_server_at_the_limit(
     threading.Event().wait(0.5)  # the time that it is away is what the test is about
     own_server.start()
     own_fleet.reconnect()
-    wait_until(lambda: len(ids) == count_ended(own_fleet), timeout=30)
+    wait_until(lambda: len(ids) == count_ended(own_fleet))
     now = highest = 0
     for entry in sorted(journal.read(), key=lambda entry: entry.at):
         now += 1 if entry.event == "start" else -1
@@ -119,12 +120,12 @@ def test_a_slot_freed_by_a_worker_that_stops_wakes_another(fleet: Fleet, backend
     (waiting,) = enqueue(fleet, [b"quick"])
     stopping.signal(signal.SIGTERM)
     assert 0 == stopping.wait()
-    wait_until(lambda: fleet.status(waiting), timeout=5)
+    wait_until(lambda: fleet.status(waiting))
     assert [("end", other.pid), ("start", other.pid)] == sorted(fleet.events(waiting))
     ended, began = fleet.rows(
         "select at from {log} where (job_id, event) in ((%s, 'end'), (%s, 'start')) order by at", running, waiting
     )
-    assert began[0] - ended[0] < timedelta(seconds=5)
+    assert began[0] - ended[0] < timedelta(seconds=20)
 
 
 def last_statements(fleet: Fleet) -> list[datetime]:
@@ -137,11 +138,15 @@ def last_statements(fleet: Fleet) -> list[datetime]:
 
 
 def assert_silence(fleet: Fleet) -> None:
-    """Nothing is asked for a while."""
+    """Nothing is asked for a while, once the looks that follow falling asleep are over."""
     before = last_statements(fleet)
     assert before
-    time.sleep(3)  # what does not happen meanwhile is the fact
-    assert before == last_statements(fleet)
+    quiet_since = began_at = time.monotonic()
+    while time.monotonic() - quiet_since < 3:  # what does not happen meanwhile is the fact
+        assert time.monotonic() - began_at < 20, "they never fall silent"
+        time.sleep(0.05)
+        if before != (now := last_statements(fleet)):
+            before, quiet_since = now, time.monotonic()
 
 
 @pytest.mark.promise(19, 48)
@@ -152,18 +157,16 @@ def test_nobody_polls_at_the_limit_or_when_idle(fleet: Fleet, backend: str) -> N
     held = enqueue(fleet, [b"hold"] * 2)
     wait_until(lambda: 2 == fleet.value("select count(*) from {log}"))
     enqueue(fleet, [b""] * 10_000)
-    time.sleep(2.5)  # a worker that falls asleep looks again for so long
     assert_silence(fleet)
     fleet.rows("delete from {schema}.queued")
     fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() where job_id = any (%s)", held)
-    wait_until(lambda: 2 == count_ended(fleet), timeout=30)
-    time.sleep(2.5)
+    wait_until(lambda: 2 == count_ended(fleet))
     assert_silence(fleet)
 
 
 @pytest.mark.anyio
 @pytest.mark.promise(19)
-async def test_a_full_name_does_not_delay_others(app: PgQueuer, queries: Queries) -> None:
+async def test_a_full_name_does_not_delay_others(app: PgQueuer, queries: Queries, within: Within) -> None:
     """Beside a full limit with a backlog, jobs of another name start at once, and take all the room they want."""
     started: dict[int, float] = {}
     overlap = highest = 0
@@ -189,7 +192,7 @@ async def test_a_full_name_does_not_delay_others(app: PgQueuer, queries: Queries
             (job_id,) = await queries.enqueue("free")
             await wait_for(partial(started.__contains__, job_id))
             delays.append(started[job_id] - enqueued_at)
-        assert sorted(delays)[15] < 0.1
+        assert sorted(delays)[15] < within(0.1, 2)
         ids = await queries.enqueue(["free"] * 100, [b"wait"] * 100)
         await wait_for(lambda: started.keys() >= set(ids))
     assert 18 == highest

@@ -34,7 +34,7 @@ def test_eight_workers_run_each_of_ten_thousand_jobs_once(fleet: Fleet, journal:
     """As the handlers themselves say, in a file: the records in the database could not tell of a second run."""
     workers = start(fleet, backend, 8)
     ids = fleet.enqueue("short", b"0", times=10_000)
-    wait_until(lambda: len(ids) == count_ended(fleet), timeout=45)
+    wait_until(lambda: len(ids) == count_ended(fleet), timeout=60)
     entries = journal.read()
     for event in ("start", "end"):
         assert Counter(ids) == Counter(one.job_id for one in entries if one.event == event)

@@ -17,6 +17,7 @@ import pytest
 
 from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, PsycopgDriver, Queries, Schedule
 from pgq_anyio.testing import drain, running_worker
+from tests.bounds import Within
 from tests.poolers import open_pgbouncer
 
 pytestmark = pytest.mark.anyio
@@ -68,10 +69,10 @@ async def traces(pooled_dsn: str) -> list[list[Any]]:
     return found
 
 
-async def wait_status(queries: Queries, job_id: JobId, status: JobStatus, *, within: float) -> float:
+async def wait_status(queries: Queries, job_id: JobId, status: JobStatus) -> float:
     """Wait for the state of a job; how long that took (in seconds)."""
     began_at = time.monotonic()
-    with anyio.fail_after(within):
+    with anyio.fail_after(20):
         while (await queries.job_status([job_id])).get(job_id) is not status:  # noqa: ASYNC110  (a fact of the database)
             await anyio.sleep(0.005)
     return time.monotonic() - began_at
@@ -123,7 +124,7 @@ async def test_everything_works(pooled_dsn: str, driver: PsycopgDriver, schema: 
 
 @pytest.mark.promise(6, 25)
 async def test_without_a_direct_way_work_is_found_by_polling(
-    pooled_dsn: str, driver: PsycopgDriver, schema: str, caplog: pytest.LogCaptureFixture
+    pooled_dsn: str, driver: PsycopgDriver, schema: str, caplog: pytest.LogCaptureFixture, within: Within
 ) -> None:
     """Jobs within the poll interval, cancel requests with the next heartbeat; it is said once why, with the fix."""
     app = PgQueuer(pooled_dsn, schema=schema)
@@ -139,12 +140,12 @@ async def test_without_a_direct_way_work_is_found_by_polling(
         await anyio.sleep(1.5)  # the looks that follow falling asleep are over
         for _ in range(3):
             (job_id,) = await queries.enqueue("hold")
-            assert await wait_status(queries, job_id, JobStatus.RUNNING, within=10) < poll + 0.5
+            assert await wait_status(queries, job_id, JobStatus.RUNNING) < within(poll + 0.5)
             await queries.mark_job_as_cancelled([job_id])
-            assert await wait_status(queries, job_id, JobStatus.CANCELLED, within=10) < LEASE / 3 + 0.5
+            assert await wait_status(queries, job_id, JobStatus.CANCELLED) < within(LEASE / 3 + 0.5)
         await anyio.sleep(LEASE)  # nothing is heard for a whole lease, and nothing is made of it
     assert [[], [], []] == await traces(pooled_dsn)
-    (warning,) = [record.getMessage() for record in caplog.records]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name != "pgq_anyio.watchdog"]
     assert "through a pooler" in warning
     assert "found within 1 s" in warning
     assert "--direct-dsn, PGQ_ANYIO_DIRECT_DSN, or PsycopgDriver(direct_conninfo=" in warning
@@ -153,7 +154,13 @@ async def test_without_a_direct_way_work_is_found_by_polling(
 @pytest.mark.promise(6, 23)
 @pytest.mark.parametrize("told", ["driver", "environment"])
 async def test_with_a_direct_way_wakeups_are_immediate(
-    dsn: str, pooled_dsn: str, driver: PsycopgDriver, schema: str, told: str, monkeypatch: pytest.MonkeyPatch
+    dsn: str,
+    pooled_dsn: str,
+    driver: PsycopgDriver,
+    schema: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    within: Within,
 ) -> None:
     """Only LISTEN goes around the pooler: jobs start and are cancelled at once although nobody polls."""
     if told == "driver":
@@ -176,17 +183,19 @@ async def test_with_a_direct_way_wakeups_are_immediate(
             started = anyio.Event()
             began_at = time.monotonic()
             (job_id,) = await queries.enqueue("hold")
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 await started.wait()
             starts.append(time.monotonic() - began_at)
             await queries.mark_job_as_cancelled([job_id])
-            ends.append(await wait_status(queries, job_id, JobStatus.CANCELLED, within=5))
-    assert statistics.median(starts) < 0.1
-    assert statistics.median(ends) < 0.2
+            ends.append(await wait_status(queries, job_id, JobStatus.CANCELLED))
+    assert statistics.median(starts) < within(0.1, 2)
+    assert statistics.median(ends) < within(0.2, 2)
     assert [[], [], []] == await traces(pooled_dsn)
 
 
-async def test_a_pooler_that_keeps_sessions_can_be_listened_through(server_dsn: str, schema: str) -> None:
+async def test_a_pooler_that_keeps_sessions_can_be_listened_through(
+    server_dsn: str, schema: str, within: Within
+) -> None:
     """It looks like one that does not; naming it as the direct way too says that LISTEN works."""
     with open_pgbouncer(server_dsn, mode="session", size=20) as pooler:
         app = PgQueuer(PsycopgDriver(pooler.dsn, direct_conninfo=pooler.dsn), schema=schema)
@@ -200,6 +209,6 @@ async def test_a_pooler_that_keeps_sessions_can_be_listened_through(server_dsn: 
             await anyio.sleep(1.5)
             began_at = time.monotonic()
             await Queries(driver, schema=schema).enqueue("quick")
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 await started.wait()
-            assert time.monotonic() - began_at < 1
+            assert time.monotonic() - began_at < within(1)

@@ -8,16 +8,17 @@ from functools import partial
 import pytest
 
 from pgq_anyio import JobId, SyncQueries
-from tests.worker.fleet import Fleet, wait_until
+from tests.bounds import Within
+from tests.worker.fleet import BACKENDS, Fleet, wait_until
 
 LEASE = 2.0
 
 
 @pytest.mark.promise(12)
 @pytest.mark.timeout(120)
-def test_without_any_configuration(fleet: Fleet) -> None:
+def test_without_any_configuration(fleet: Fleet, within: Within) -> None:
     """With default settings the lease is 30 s: not before it is over since the last heartbeat, nor later than 5 s after
-    that. A worker of each backend is killed, and one of each is left: one test for both, for it takes so long.
+    that. A worker of each backend is killed, and one of each is left: one test for all, for it takes so long.
     """
     victims, ids = [], []
     for backend in ("asyncio", "uvloop", "trio"):
@@ -37,8 +38,8 @@ def test_without_any_configuration(fleet: Fleet) -> None:
     again = "select min(at), max(at) from {log} where pid = any (%s)"
     ((earliest, latest),) = fleet.rows(again, [other.pid for other in others])
     assert (earliest - min(at for (at,) in last_beats)).total_seconds() >= 30
-    assert (latest - killed_at).total_seconds() < 35
-    assert [(1, 1)] * 2 == fleet.rows("select attempt, crashes from {schema}.running")
+    assert (latest - killed_at).total_seconds() < within(35, 45)
+    assert [(1, 1)] * 3 == fleet.rows("select attempt, crashes from {schema}.running")
 
 
 @pytest.mark.promise(12)
@@ -49,7 +50,7 @@ def test_a_job_has_five_crashes(fleet: Fleet, backend: str) -> None:
     for worker in workers:
         wait_until(worker.is_registered)
     (job_id,) = fleet.enqueue("deadly")
-    wait_until(lambda: fleet.status(job_id) == "failed", timeout=5 * (LEASE + 5))
+    wait_until(lambda: fleet.status(job_id) == "failed", timeout=70)
     assert [("WorkerDied", "worker died", 5, 1)] == fleet.rows(
         "select error_type, error_message, crashes, attempt from {schema}.finished where job_id = %s", job_id
     )
@@ -69,17 +70,21 @@ def test_the_place_of_rescued_jobs(fleet: Fleet, backend: str) -> None:
         return number
 
     first = fleet.start(backend, lease=LEASE)
-    cancelled, rescued = enqueue("sleep", None, 5), enqueue("sleep", b"4", 5)
+    cancelled, rescued = enqueue("sleep", None, 5), enqueue("sleep", None, 5)
     wait_until(lambda: fleet.events(cancelled) and fleet.events(rescued))
     first.signal(signal.SIGKILL)
     first.wait()
     with SyncQueries(fleet.dsn, schema=fleet.schema) as queries:
         assert [cancelled] == queries.mark_job_as_cancelled([JobId(cancelled)], "not needed")
-    holder, later = enqueue("sleep", b"4.5", 9), [enqueue("quick", None, priority) for priority in (5, 4, 6, 5)]
-    second = fleet.start(backend, lease=LEASE, max_concurrency=1)
-    wait_until(lambda: fleet.status(cancelled) == "cancelled", timeout=LEASE + 5)
-    assert ["start"] == [event for event, _ in fleet.events(holder)], "the machine is too slow for this test"
-    wait_until(lambda: 7 == fleet.value("select count(*) from {schema}.finished"))
+        holder, later = enqueue("sleep", None, 9), [enqueue("quick", None, priority) for priority in (5, 4, 6, 5)]
+        second = fleet.start(backend, lease=LEASE, max_concurrency=1)
+        wait_until(lambda: fleet.status(cancelled) == "cancelled")
+        assert ["start"] == [event for event, _ in fleet.events(holder)]
+        # The holder of the only slot ends now that all are in the queue, and so does the rescued one once it runs.
+        for holding, number in ((holder, 1), (rescued, 2)):
+            wait_until(lambda: number == len(fleet.events(holding)))  # noqa: B023  (it is called at once)
+            assert [holding] == queries.mark_job_as_cancelled([JobId(holding)])
+        wait_until(lambda: 7 == fleet.value("select count(*) from {schema}.finished"))
     order = fleet.rows("select job_id from {log} where pid = %s and event in ('start', 'run') order by at", second.pid)
     assert [holder, later[2], rescued, later[0], later[3], later[1]] == [row[0] for row in order]
     assert [("start", first.pid)] == fleet.events(cancelled)

@@ -109,7 +109,6 @@ async def test_priority_first_then_first_in_first_out_across_names(app: PgQueuer
 
 
 @pytest.mark.promise(5)
-@pytest.mark.figures
 async def test_a_higher_priority_overtakes_a_backlog(app: PgQueuer, queries: Queries, figures: bool) -> None:
     """Under a saturating backlog, of its own name and of another, a new job of a higher priority starts within 250 ms;
     of five at least three on a busy machine.
