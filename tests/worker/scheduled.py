@@ -1,15 +1,14 @@
 """A worker process with schedules, for tests: ``python -m tests.worker.scheduled BACKEND OPTIONS``.
 
 Beside the options of a worker: ``serve`` lists schedules as (name, handler, expression), for workers may run different
-code under the same name; ``clock_offset`` makes the clock of the program wrong by so many seconds. Handlers write into
-the table of ``apps.py``; an occurrence goes by its seconds since 1970.
+code under the same name; ``missed`` is what all of them do about missed occurrences. Handlers write into the table of
+``apps.py``; an occurrence goes by its seconds since 1970.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 
 import anyio
 
@@ -37,8 +36,7 @@ HANDLERS = {"tick": tick, "long": long}
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[2])
-    offset, real_time = options.pop("clock_offset", 0.0), time.time
-    time.time = lambda: real_time() + offset
+    missed = options.pop("missed", "coalesce")
     for name, handler, expression in options.pop("serve"):
-        app.schedule(name, expression)(HANDLERS[handler])
+        app.schedule(name, expression, missed=missed)(HANDLERS[handler])
     process.main(sys.argv[1], json.dumps(options))

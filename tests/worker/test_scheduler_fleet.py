@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.bounds import Within
 from tests.worker.fleet import BACKENDS, Fleet, WorkerProcess, wait_until
 
 LEASE = 2.0
@@ -17,9 +18,12 @@ YEARLY = "0 0 1 1 *"
 NEW_YEAR = int(datetime(datetime.now(UTC).year, 1, 1, tzinfo=UTC).timestamp())
 
 
-def start(fleet: Fleet, backend: str, handler: str, expression: str, **options: Any) -> WorkerProcess:
-    """Start a worker that serves the schedule ``report`` with this handler."""
-    return fleet.start(backend, program="tests.worker.scheduled", serve=[("report", handler, expression)], **options)
+def start(
+    fleet: Fleet, backend: str, handler: str, expression: str, *, name: str = "report", **options: Any
+) -> WorkerProcess:
+    """Start a worker that serves a schedule with this handler."""
+    program = "tests.worker.wrong_clock" if "clock_offset" in options else "tests.worker.scheduled"
+    return fleet.start(backend, program=program, serve=[(name, handler, expression)], **options)
 
 
 def add_yearly(fleet: Fleet) -> None:
@@ -33,13 +37,16 @@ def add_yearly(fleet: Fleet) -> None:
 
 @pytest.mark.promise(42)
 @BACKENDS
-def test_five_workers_run_each_occurrence_once(fleet: Fleet, backend: str) -> None:
+def test_five_workers_run_each_occurrence_once(fleet: Fleet, backend: str, figures: bool) -> None:
     """Twenty occurrences without a gap, none early, none late, although one of the workers has a wrong clock."""
+    # A busy machine may be more than a second late: what came due meanwhile is then not one run, but as many.
+    missed = "coalesce" if figures else "catch_up"
     for number in range(5):
-        start(fleet, backend, "tick", SECONDLY, clock_offset=1.0 if number == 4 else 0.0)
+        wrong: dict[str, Any] = {"clock_offset": 1.0} if number == 4 else {}
+        start(fleet, backend, "tick", SECONDLY, missed=missed, **wrong)
     counted = "select count(distinct job_id) from {log}"
     before = fleet.value(counted)
-    wait_until(lambda: fleet.value(counted) >= before + 20, timeout=40)
+    wait_until(lambda: fleet.value(counted) >= before + 20, timeout=70)
     rows = fleet.rows("select job_id, extract(epoch from at)::float8 - job_id from {log} order by job_id")
     seconds = [second for second, _ in rows]
     # Once all of them were there: the start of a process takes the processors from the others for a while.
@@ -47,12 +54,28 @@ def test_five_workers_run_each_occurrence_once(fleet: Fleet, backend: str) -> No
     late = sorted(by for _, by in rows[before:])
     assert late[0] >= 0.0
     # With the handler's own connection to the database; the median, for other programs may have the processors.
-    assert late[len(late) // 2] < 0.1
+    assert late[len(late) // 2] < (0.1 if figures else 5.0)
+
+
+@pytest.mark.promise(42)
+@BACKENDS
+def test_only_the_servers_clock_counts(fleet: Fleet, backend: str, within: Within) -> None:
+    """A worker whose clock is an hour ahead and one whose clock is an hour behind, each alone with its schedule."""
+    workers = [
+        start(fleet, backend, "tick", SECONDLY, name=name, clock_offset=offset)
+        for name, offset in (("ahead", 3600.0), ("behind", -3600.0))
+    ]
+    lateness = "select extract(epoch from at)::float8 - job_id as by from {log} where pid = %s order by by"
+    for worker in workers:
+        wait_until(lambda: len(fleet.rows(lateness, worker.pid)) >= 5)  # noqa: B023  (it is called at once)
+        late = [by for (by,) in fleet.rows(lateness, worker.pid)]
+        assert late[0] >= 0.0
+        assert late[len(late) // 2] < within(0.1)
 
 
 @pytest.mark.promise(44)
 @BACKENDS
-def test_the_schedule_of_a_killed_worker_goes_on(fleet: Fleet, backend: str) -> None:
+def test_the_schedule_of_a_killed_worker_goes_on(fleet: Fleet, backend: str, within: Within) -> None:
     """Not before the lease is over, and without the occurrence whose run was killed."""
     first = start(fleet, backend, "long", SECONDLY, lease=LEASE)
     wait_until(lambda: fleet.rows("select 1 from {log}"))
@@ -60,8 +83,8 @@ def test_the_schedule_of_a_killed_worker_goes_on(fleet: Fleet, backend: str) -> 
     first.signal(signal.SIGKILL)
     killed_at = time.monotonic()
     last_beat = fleet.value("select heartbeat_at from {schema}.worker where name like %s", f"%:{first.pid}")
-    wait_until(lambda: fleet.value("select count(*) from {log} where event = 'run'") >= 2, timeout=LEASE + 10)
-    assert time.monotonic() - killed_at < LEASE + 5 + 2
+    wait_until(lambda: fleet.value("select count(*) from {log} where event = 'run'") >= 2)
+    assert time.monotonic() - killed_at < within(LEASE + 5 + 2, 45)
     assert fleet.value(
         "select min(at) - %s >= make_interval(secs => %s) from {log} where event = 'run'", last_beat, LEASE
     )
@@ -70,7 +93,7 @@ def test_the_schedule_of_a_killed_worker_goes_on(fleet: Fleet, backend: str) -> 
 
 @pytest.mark.promise(44)
 @BACKENDS
-def test_a_run_that_a_signal_interrupts_is_run_again(fleet: Fleet, backend: str) -> None:
+def test_a_run_that_a_signal_interrupts_is_run_again(fleet: Fleet, backend: str, within: Within) -> None:
     """SIGTERM, and the grace is over: the handler is cancelled, and another worker runs this occurrence within 2 s."""
     add_yearly(fleet)
     first = start(fleet, backend, "long", YEARLY, shutdown_grace=0.2)
@@ -80,7 +103,7 @@ def test_a_run_that_a_signal_interrupts_is_run_again(fleet: Fleet, backend: str)
     assert 0 == first.wait()
     ended = time.monotonic()
     wait_until(lambda: fleet.events(NEW_YEAR)[2:])
-    assert time.monotonic() - ended < 2.0
+    assert time.monotonic() - ended < within(2.0, 20)
     assert [("start", first.pid), ("cancelled", first.pid), ("run", second.pid)] == fleet.events(NEW_YEAR)
 
 
@@ -94,7 +117,7 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: 
     stale.signal(signal.SIGSTOP)
     try:
         owner = start(fleet, backend, "tick", SECONDLY, lease=LEASE)
-        wait_until(lambda: fleet.rows("select 1 from {log} where pid = %s", owner.pid), timeout=LEASE + 10)
+        wait_until(lambda: fleet.rows("select 1 from {log} where pid = %s", owner.pid))
     finally:
         stale.signal(signal.SIGCONT)
     wait_until(lambda: ("cancelled", stale.pid) in fleet.events(first_run))
