@@ -17,7 +17,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._limited_name import LimitedName
 from pgq_anyio._services import heartbeat
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.worker import Pulse
+from pgq_anyio._store.worker import Pulse, beat_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -168,7 +168,7 @@ async def test_a_slot_is_taken_by_another_worker_while_its_own_is_being_ended(
 
 def fail_for(failing_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next heartbeat of a worker fail in a way that no retry can mend."""
-    beat = heartbeat.beat_worker
+    beat = beat_worker
 
     async def beat_or_fail(conn: Connection, store: Store, *, worker_id: int, **options: Any) -> Pulse | None:
         if worker_id == failing_id:
