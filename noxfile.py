@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
     sys.exit(main(sys.argv[1:]))
 
+import subprocess
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -198,6 +199,24 @@ def figures(session: nox.Session) -> None:
     """Hold the times that the promises name exactly: on a machine that does nothing else."""
     prepare_tests(session)
     session.run("python", "-m", "pytest", "--figures", "-m", "figures", *session.posargs)
+
+
+@nox.session(default=False)
+def stress(session: nox.Session) -> None:
+    """The tests of all promises many times in a row, beside a process that keeps a core busy: hours.
+
+    PGQ_ANYIO_TEST_STRESS_ROUNDS changes how often (20). The first round with a failure is the last one.
+    """
+    prepare_tests(session)
+    rounds = int(os.environ.get("PGQ_ANYIO_TEST_STRESS_ROUNDS", "20"))
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for number in range(1, rounds + 1):
+            session.log(f"round {number} of {rounds}")
+            session.run("python", "-m", "pytest", "-m", "promise", *PARALLEL, *session.posargs)
+    finally:
+        burner.kill()
+        burner.wait()
 
 
 @nox.session(default=False)
