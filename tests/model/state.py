@@ -14,6 +14,8 @@ import attrs
 
 from pgq_anyio._hints import Lanes
 from pgq_anyio._limits import UNLIMITED, Limits
+from pgq_anyio._timetable import ScheduleKey
+from tests.model.schedule_state import Schedules
 
 #: Deferred jobs are due in this year, and postponed ones before it; what lets one come due is the test.
 FAR = datetime(2110, 1, 1, tzinfo=UTC)
@@ -83,6 +85,8 @@ class ModelWorker:
     beat: int = 0
     has_left: bool = False
     outdated: bool = False
+    #: the schedules that it has code for
+    serves: frozenset[ScheduleKey] = frozenset()
 
 
 @attrs.frozen
@@ -114,6 +118,7 @@ class State:
     jobs: dict[int, ModelJob] = attrs.field(factory=dict)
     workers: dict[int, ModelWorker] = attrs.field(factory=dict)
     limits: dict[str, Limits] = attrs.field(factory=dict)
+    schedules: Schedules = attrs.field(factory=Schedules)
     #: jobs that got a new place, in the order in which they got it, until the database has been asked
     placed: list[int] = attrs.field(factory=list)
 
@@ -143,6 +148,10 @@ class State:
     def orphans(self) -> list[ModelJob]:
         """Running jobs whose worker has no row."""
         return [job for job in self.running() if job.worker_id not in self.workers]
+
+    def orphaned_schedules(self) -> set[ScheduleKey]:
+        """Schedules that run on a worker that has no row."""
+        return self.schedules.owned(lambda worker_id: worker_id not in self.workers)
 
     # -- transitions -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pgq_anyio._store._sql import Store
 from pgq_anyio._store.limiter import define_limits, list_limits
 from pgq_anyio._store.running import give_back_claims, list_claims
 from pgq_anyio._store.worker import beat_worker, leave, mark_left, register_worker, rescue_jobs
-from tests.model.state import NAMES, Locks, ModelJob, ModelWorker, Plan, State, by_place, changed_limits, ids
+from tests.model.state import NAMES, NO_LOCKS, Locks, ModelJob, ModelWorker, Plan, State, by_place, changed_limits, ids
 
 #: What counts for jobs whose worker left no row.
 DEFAULT_MAX_CRASHES = 3
@@ -54,7 +54,7 @@ class Register:
             name=str(self.worker_id),
             entrypoints=NAMES,
             max_crashes=[self.max_crashes] * len(NAMES),
-            lease=30.0,
+            lease=3600.0,
         )
 
 
@@ -124,7 +124,7 @@ class Beat:
                 for worker_id, w in sorted(state.workers.items())
                 if worker_id != self.worker_id
             ],
-            bool(state.orphans()),
+            bool(state.orphans() or state.orphaned_schedules()),
             any(job.claim_no in self.unresolved for job in mine),
             state.workers[self.worker_id].outdated,
         )
@@ -164,11 +164,16 @@ class Leave:
     worker_id: int
 
     def plan(self, state: State, others: Locks) -> Plan:
+        return self.plan_waited(state, state)
+
+    def plan_waited(self, before: State, state: State) -> Plan:
         mine = ids(state.running(worker_id=self.worker_id))
+        owned = set.intersection(*(one.schedules.owned(lambda by: by == self.worker_id) for one in (before, state)))
 
         def change(after: State) -> None:
             after.workers.pop(self.worker_id, None)
             back_or_cancelled(after, mine)
+            after.schedules.end(owned, "given_back")
 
         return Plan(mine, change, Locks(jobs=frozenset(mine), workers=frozenset([self.worker_id])))
 
@@ -216,6 +221,12 @@ class Rescue:
     judged: tuple[tuple[int, int], ...]
 
     def plan(self, state: State, others: Locks) -> Plan:
+        return self._plan(state, state, others)
+
+    def plan_waited(self, before: State, state: State) -> Plan:
+        return self._plan(before, state, NO_LOCKS)
+
+    def _plan(self, before: State, state: State, others: Locks) -> Plan:
         buried = {
             worker_id: state.workers[worker_id]
             for worker_id, beat in sorted(self.judged)
@@ -226,9 +237,18 @@ class Rescue:
         orphans = ids(state.orphans())
         taken = [job.id for job in state.running() if job.worker_id in buried or job.id in orphans]
 
+        def is_gone(worker_id: int) -> bool:
+            return worker_id in buried or worker_id not in before.workers
+
+        owned = before.schedules.owned(is_gone) & state.schedules.owned(is_gone)
+
         def change(after: State) -> None:
             for job in by_place(after.jobs[job_id] for job_id in taken):
                 self._decide(after, job, buried.get(job.worker_id or 0))
+            for key in owned:
+                worker = buried.get(after.schedules.rows[key].worker_id or 0)
+                has_left = worker is not None and worker.has_left
+                after.schedules.end([key], *(("given_back",) if has_left else ("failed", "WorkerDied")))
             for worker_id in buried:
                 del after.workers[worker_id]
 

@@ -56,7 +56,8 @@ _CLEAR = """
 with a as (delete from {schema}.deferred), b as (delete from {schema}.queued), c as (delete from {schema}.running),
     d as (delete from {schema}.finished), e as (delete from {schema}.attempt_error), f as (delete from {schema}.worker),
     g as (delete from {schema}.limiter), h as (delete from {schema}.limiter_state),
-    i as (delete from {schema}.cancel_request), j as (delete from {schema}.limiter_refund)
+    i as (delete from {schema}.cancel_request), j as (delete from {schema}.limiter_refund),
+    k as (delete from {schema}.schedule)
 select 1
 """
 
@@ -151,8 +152,23 @@ class World:
         return [(row[0], row[1], row[2:]) for row in found]
 
     def read_workers(self) -> dict[int, ModelWorker]:
-        query = "select worker_id, max_crashes[1], beat, left_at is not null, outdated from {schema}.worker"
-        return {row[0]: ModelWorker(*row[1:]) for row in self.portal.call(rows, self.observer, self.store, query)}
+        query = (
+            "select worker_id, max_crashes[1], beat, left_at is not null, outdated, schedule_names,"
+            " schedule_expressions from {schema}.worker"
+        )
+        found = self.portal.call(rows, self.observer, self.store, query)
+        workers = {row[0]: ModelWorker(*row[1:-2]) for row in found}
+        for worker_id, *_, names, expressions in found:
+            workers[worker_id].serves = frozenset(zip(names, expressions, strict=True))
+        return workers
+
+    def read_schedules(self) -> list[tuple[Any, ...]]:
+        """The rows of schedules, as ``ModelSchedule`` has them."""
+        query = (
+            "select name, expression, last_due_at, given_back_due_at, paused, asked_for, worker_id, claim_no, due_at,"
+            " last_status, last_error_type from {schema}.schedule"
+        )
+        return self.portal.call(rows, self.observer, self.store, query)
 
     def read_limits(self) -> dict[str, LimitRow]:
         found: dict[str, LimitRow] = {}
