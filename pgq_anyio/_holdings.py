@@ -24,7 +24,7 @@ from ._models import CancelReason, Held, JobId
 from ._registry import Entrypoint
 
 #: How many outcomes per slot may wait for the database before no more jobs are claimed.
-MAX_UNSTORED_PER_SLOT: Final = 10
+MAX_UNSTORED_PER_SLOT: Final = 20
 
 _claim_numbers = itertools.count(1)
 """Claim numbers are the process's: two terms of one process never share one."""

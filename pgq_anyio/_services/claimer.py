@@ -36,7 +36,7 @@ from .._doorbell import Doorbell
 from .._hints import Hints, Lanes
 from .._holdings import Holdings
 from .._models import Job
-from .._pace import Pace
+from .._pace import TRIPS, Pace
 from .._stop import Stop
 from .._store._sql import Store
 from .._store.queued import Claim, claim_hinted, claim_sweep
@@ -158,7 +158,7 @@ class Claimer:
     def look_ahead(self) -> None:
         """Decide how many jobs to hold beyond those that run."""
         self.pace.look(anyio.current_time(), self.holdings.ended)
-        self.holdings.ahead = self.pace.ahead(self.took, self.batch_size)
+        self.holdings.ahead = self.pace.ahead(self.took, TRIPS * self.batch_size)
 
     def claim_no_more_ahead(self) -> None:
         """Jobs that were claimed ahead did not start in time."""

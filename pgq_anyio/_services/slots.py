@@ -40,7 +40,7 @@ from .._registry import HandlerKind
 #: After this long without waiting a slot gives other tasks their turn (in seconds).
 TURN: Final = 0.005
 #: Jobs that were claimed ahead are given back between this time and twice as much after their claim (in seconds).
-LONGEST_WAIT: Final = 0.1
+LONGEST_WAIT: Final = 0.2
 
 
 @attrs.define(eq=False)
