@@ -125,19 +125,22 @@ async def test_a_failed_enqueue_leaves_the_rest_of_the_transaction(queries: Quer
 
 
 @pytest.mark.promise(3)
-async def test_a_commit_always_notifies(queries: Queries, dsn: str, schema: str) -> None:
-    """Also when nobody sleeps: a worker that falls asleep before the commit would not know."""
+@pytest.mark.parametrize("number", [1, 1500])
+async def test_a_commit_always_notifies(queries: Queries, dsn: str, schema: str, number: int) -> None:
+    """Also when nobody sleeps: a worker that falls asleep before the commit would not know. By arrays and by COPY, once
+    for each name.
+    """
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute(sql.SQL("listen {}").format(sql.Identifier(f"pgq_anyio.{schema}")))
         connection = await Connection.connect(dsn)
         async with connection.transaction():
-            await queries.enqueue("fetch", connection=connection)
+            await queries.enqueue(["fetch"] * number, None, connection=connection)
             assert [] == list(listener.notifies(timeout=0.05))
         assert ["queued:fetch"] == [n.payload for n in listener.notifies(timeout=5, stop_after=1)]
         connection.abort()
-        await queries.enqueue("fetch")
+        await queries.enqueue(["fetch"] * number, None)
         with psycopg.connect(dsn) as producer:
-            SyncQueries(producer, schema=schema).enqueue("other")
+            SyncQueries(producer, schema=schema).enqueue(["other"] * number, None)
         assert ["queued:other"] == [n.payload for n in listener.notifies(timeout=5, stop_after=1)]
 
 

@@ -161,19 +161,23 @@ async def test_cancelling_run_gives_everything_back(app: PgQueuer, queries: Quer
     assert (1, 0) == (record.attempt, record.crashes)
 
 
-@pytest.mark.promise(37)
+@pytest.mark.promise(17, 37)
 async def test_a_service_that_fails_for_good_ends_the_run_with_its_leaf_error(
     app: PgQueuer, queries: Queries, dsn: str, schema: str
 ) -> None:
     """Never a half-dead worker: the jobs are given back and the cause, not a group, reaches the caller."""
     started = anyio.Event()
+    running = 0
 
     @app.entrypoint("fetch")
     async def fetch(job: Job) -> None:
-        started.set()
+        nonlocal running
+        running += 1
+        if running == 3:
+            started.set()
         await anyio.sleep_forever()
 
-    await queries.enqueue("fetch")
+    ids = await queries.enqueue(["fetch"] * 3)
 
     async def break_it() -> None:
         await started.wait()
@@ -186,6 +190,7 @@ async def test_a_service_that_fails_for_good_ends_the_run_with_its_leaf_error(
             await app.run(lease=2)
     async with await Connection.connect(dsn) as connection:
         await connection.execute(f'alter table "{schema}".gone rename to worker')
+    assert dict.fromkeys(ids, JobStatus.QUEUED) == await queries.job_status(ids)
 
 
 @pytest.mark.promise(38)
