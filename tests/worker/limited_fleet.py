@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,7 @@ def start(fleet: Fleet, backend: str, number: int, limits: dict[str, object], **
     options = {"lease": LEASE, "dequeue_timeout": 30, **options}
     workers = [fleet.start(backend, ready=False, program=PROGRAM, limits=limits, **options) for _ in range(number)]
     for worker in workers:
-        wait_until(worker.is_registered, what="the worker is registered")
+        wait_until(worker.is_registered, timeout=60, what="the worker is registered")
     return workers
 
 
@@ -32,6 +33,21 @@ def enqueue(fleet: Fleet, payloads: list[bytes], priorities: list[int] | None = 
     )
     fleet.rows("select pg_notify('pgq_anyio.' || %s, 'queued:limited')", fleet.schema)
     return [row[0] for row in rows]
+
+
+def trickle(fleet: Fleet, number: int) -> list[int]:
+    """Enqueue jobs one by one, each when the one before it has begun: all workers that wait are woken for each."""
+    ids: list[int] = []
+    for _ in range(number):
+        (job_id,) = enqueue(fleet, [b""])
+        wait_until(partial(fleet.events, job_id), pause=0.002)
+        ids.append(job_id)
+    return ids
+
+
+def pids(fleet: Fleet) -> set[int]:
+    """The processes that have started jobs."""
+    return {row[0] for row in fleet.rows("select distinct pid from {log} where event = 'start'")}
 
 
 async def wait_for(fact: Callable[[], bool]) -> None:
