@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.worker.fleet import Fleet, wait_until
-from tests.worker.limited_fleet import BACKENDS, count_ended, enqueue, start
+from tests.worker.fleet import BACKENDS, Fleet, wait_until
+from tests.worker.limited_fleet import count_ended, enqueue, start
 
 
 def starts(fleet: Fleet) -> list[datetime]:
