@@ -135,16 +135,18 @@ def measure(bench: Bench) -> Results:
 
 
 def judge(results: Results) -> list[Verdict]:
-    """The worker with its defaults, against batches of the same size."""
-    batch = results["default_batch"]
-    limit = median(results["limits"][str(batch)])
-    what = f"drain on asyncio+uvloop, against pgbench in batches of {batch}, one client"
-    return [at_least(3, what, ratio(median(results["worker"]), limit), 0.5)]
+    """The worker with its defaults, against batches of 100, which the goal names, and as large as its own may be."""
+    verdicts = []
+    for batch in sorted({100, results["default_batch"]}):
+        limit = median(results["limits"][str(batch)])
+        what = f"drain on asyncio+uvloop, against pgbench in batches of {batch}, one client"
+        verdicts.append(at_least(3, what, ratio(median(results["worker"]), limit), 0.5))
+    return verdicts
 
 
 def _rates(results: Results) -> dict[str, float]:
     limits = {f"pgbench, batches of {batch}": median(rates) for batch, rates in results["limits"].items()}
-    return {**limits, f"{OURS} uvloop, batches of {results['default_batch']}": median(results["worker"])}
+    return {**limits, f"{OURS} uvloop, batches of up to {results['default_batch']}": median(results["worker"])}
 
 
 def tables(results: Results) -> list[Table]:
