@@ -44,6 +44,12 @@ async def limited(job: Job) -> None:
             case b"stubborn":
                 with anyio.CancelScope(shield=True):
                     await anyio.sleep(0.3)
+            case b"linger":
+                try:
+                    await anyio.sleep(2)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.sleep(0.3)
             case b"slow":
                 await anyio.sleep(4)
             case b"retry" if job.attempt < 3:

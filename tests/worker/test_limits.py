@@ -67,6 +67,34 @@ def test_nothing_that_happens_to_jobs_lets_the_limit_be_exceeded(fleet: Fleet, b
     assert ends.get("cancelled", 0) > 0
 
 
+@pytest.mark.promise(18, 35)
+@BACKENDS
+def test_jobs_given_back_hold_their_slots_until_they_have_cleaned_up(fleet: Fleet, backend: str) -> None:
+    """Two of four workers are stopped while they run jobs, which take a while to end: others start them again, within
+    the limit.
+    """
+    workers = {one.pid: one for one in start(fleet, backend, 4, {"concurrency_limit": 3}, shutdown_grace=0)}
+    ids = enqueue(fleet, [b"linger"] * 9)
+    began = (
+        "select pid, job_id from {log} where event = 'start' and pid = any (%s) and not exists ("
+        " select from {log} as later where (later.job_id, later.event) = ({log}.job_id, 'end'))"
+    )
+    given_back = set()
+    for _ in range(2):
+        pid, _ = wait_until(lambda: fleet.rows(began, list(workers)))[-1]
+        given_back |= {job_id for one, job_id in fleet.rows(began, list(workers)) if one == pid}
+        stopping = workers.pop(pid)
+        stopping.signal(signal.SIGTERM)
+        assert 0 == stopping.wait(40)
+    wait_until(lambda: len(ids) == count_ended(fleet), timeout=60)
+    assert 3 == highest_overlap(fleet)
+    twice = "select job_id from {log} where event = 'start' group by job_id having count(*) = 2 order by job_id"
+    assert given_back & {row[0] for row in fleet.rows(twice)}
+    assert [("successful", 1, len(ids))] == fleet.rows(
+        "select status, attempt, count(*) from {schema}.finished group by 1, 2"
+    )
+
+
 @pytest.mark.promise(18)
 @BACKENDS
 def test_a_limit_that_a_dead_worker_fills(fleet: Fleet, backend: str) -> None:

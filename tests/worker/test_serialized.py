@@ -10,17 +10,19 @@ import pytest
 from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
 from pgq_anyio.testing import running_worker
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
-from tests.worker.limited_fleet import count_ended, enqueue, highest_overlap, start, wait_for
+from tests.worker.limited_fleet import count_ended, enqueue, highest_overlap, pids, start, trickle, wait_for
 
 
 @pytest.mark.promise(20)
 @BACKENDS
 def test_serialized_jobs_run_one_by_one_in_order(fleet: Fleet, backend: str) -> None:
-    """By priority and then in the order of enqueueing, over three workers; the one that is given back comes next."""
+    """By priority and then in the order of enqueueing, over three workers, each of which runs some; the one that is
+    given back comes next.
+    """
     first, *_ = start(fleet, backend, 1, {"serialized_dispatch": True}, shutdown_grace=0.05)
     (holder,) = enqueue(fleet, [b"hold"], [9])
     wait_until(lambda: fleet.events(holder))
-    start(fleet, backend, 3, {"serialized_dispatch": True})
+    others = start(fleet, backend, 3, {"serialized_dispatch": True})
     priorities = [number % 3 for number in range(150)]
     ids = enqueue(fleet, [b""] * 150, priorities)
     first.signal(signal.SIGTERM)
@@ -28,9 +30,12 @@ def test_serialized_jobs_run_one_by_one_in_order(fleet: Fleet, backend: str) -> 
     # It is given back to its old place and started again before all others; cancelled, it lets them run.
     wait_until(lambda: fleet.rows("update {schema}.running set cancel_requested_at = clock_timestamp() returning 1"))
     wait_until(lambda: 151 == count_ended(fleet), timeout=45)
+    later = trickle(fleet, 60)
+    wait_until(lambda: 211 == count_ended(fleet))
     assert 1 == highest_overlap(fleet)
+    assert {first.pid, *(one.pid for one in others)} == pids(fleet)
     ordered = [job_id for _, job_id in sorted(zip((-p for p in priorities), ids, strict=True))]
-    assert [holder, holder, *ordered] == [
+    assert [holder, holder, *ordered, *later] == [
         row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by at")
     ]
 
