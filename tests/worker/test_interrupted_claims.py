@@ -127,6 +127,7 @@ async def test_reconcile(
         term = passes.term
         term.holdings.end_turn()
         started.clear()
+        await passes.again(lambda: beat_once(term.heart))  # a worker's first beat comes before its first claim
         (undone,) = await add_jobs(conn, passes.store)
         await claim_once(term.claimer)
         await wait_started(started, {undone}, where)
