@@ -56,7 +56,7 @@ nox.options.sessions = [
 ]
 
 #: Most tests wait for something: six at a time keep two cores busy.
-PARALLEL = ("-n", "6", "--dist", "worksteal")
+PARALLEL = ("-n", "6", "--dist", "worksteal", "--durations", "25")
 
 #: What the tests install: every version, with the hashes of its files, for all Pythons and platforms.
 LOCK = "tools/tests.lock"
