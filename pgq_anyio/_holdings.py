@@ -43,8 +43,6 @@ class Run:
     started: bool = False
     #: whether the handler has ended (or will never start): only the outcome is still to be stored
     ended: bool = False
-    #: what ends at this time and still runs is overdue (event loop's clock), set when it is cancelled
-    overdue_at: float | None = None
 
     @property
     def title(self) -> str:
