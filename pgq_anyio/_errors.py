@@ -64,6 +64,13 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def in_a_line(error: BaseException) -> str:
+    """The type of the first leaf, and the first line of what it says: for logs."""
+    leaf = next(leaves(error))
+    message = str(leaf).partition("\n")[0]
+    return f"{type(leaf).__name__}: {message}"
+
+
 def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a group, with the others as notes: users see the cause, never the group around it."""
     first, *others = leaves(group)

@@ -28,7 +28,7 @@ from ._db.line import Line
 from ._db.retrying import PATIENCE
 from ._doorbell import Doorbell
 from ._endings import Endings
-from ._errors import leaves
+from ._errors import in_a_line
 from ._hints import Hints
 from ._holdings import Holdings, Run
 from ._lifecycle import GIVEN_BACK, Outcome
@@ -122,9 +122,7 @@ class Worker:
         """A service has met an error that no retry can mend. It ends the run; ``run()`` raises it, but not before the
         last handler has ended, and that may take a while.
         """
-        leaf = next(leaves(error))
-        message = str(leaf).partition("\n")[0]
-        logger.error("the %s has failed, which ends the worker: %s: %s", name, type(leaf).__name__, message)
+        logger.error("the %s has failed, which ends the worker: %s", name, in_a_line(error))
         self.stop.fail()
 
     def is_leaving(self) -> bool:

@@ -39,7 +39,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from ._db import retrying
 from ._db.line import Line
-from ._errors import leaves
+from ._errors import in_a_line
 from ._executors import ProcessPool
 from ._registry import HandlerKind
 from ._services.claimer import run_claimer
@@ -275,11 +275,9 @@ async def _say_farewell(term: Term) -> None:
             await term.worker.endings.wait_stored()
             await retrying(term.leave_once, what="saying farewell", max_time=FAREWELL / 2)
         except Exception as error:  # the lease ends what cannot be said
-            leaf = next(leaves(error))
             logger.error(
-                "the worker could not say farewell to the database (%s: %s); its lease will end by itself",
-                type(leaf).__name__,
-                str(leaf).partition("\n")[0],
+                "the worker could not say farewell to the database (%s); its lease will end by itself",
+                in_a_line(error),
                 exc_info=logger.isEnabledFor(logging.DEBUG),
             )
     if scope.cancelled_caught:

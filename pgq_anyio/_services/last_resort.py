@@ -17,7 +17,7 @@ from anyio.abc import TaskStatus
 
 from .._db import retrying
 from .._endings import Endings
-from .._errors import leaves
+from .._errors import in_a_line
 from .._holdings import Run
 from .._scheduled import ScheduledRun
 from .._stop import Stop
@@ -84,11 +84,9 @@ async def leave_behind(resort: LastResort) -> None:
             # If the last handler ends at this very moment, the run goes on to its end and closes the connection.
             await retrying(resort.mark_left, what="telling that this worker leaves", max_time=LAST_WORDS)
         except Exception as error:  # the process ends whatever the database says
-            leaf = next(leaves(error))
             logger.error(
-                "the database could not be told that this worker leaves (%s: %s); its lease will end by itself",
-                type(leaf).__name__,
-                str(leaf).partition("\n")[0],
+                "the database could not be told that this worker leaves (%s); its lease will end by itself",
+                in_a_line(error),
                 exc_info=logger.isEnabledFor(logging.DEBUG),
             )
     logging.shutdown()
