@@ -26,6 +26,7 @@ from pgq_anyio._store.migrations import (
     uninstall,
     uninstall_sync,
 )
+from tests.worker.fleet import wait_until
 
 NAMES = [
     "000_migration",
@@ -275,3 +276,32 @@ async def test_no_migration_in_an_open_transaction(conn: Connection, server_dsn:
         connection.execute("select 1")
         with pytest.raises(RuntimeError, match="open transaction"):
             uninstall_sync(connection, empty_schema)
+
+
+@pytest.mark.parametrize("work", ["migrate", "uninstall"])
+def test_the_victim_of_a_deadlock_tries_again(
+    server_dsn: str, sync_conn: psycopg.Connection, empty_schema: str, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """Two transactions each hold what the other wants: PostgreSQL ends that of the migration, which then succeeds."""
+    migrate_sync(sync_conn, empty_schema)
+    later = "alter table {schema}.finished add column note text; alter table {schema}.queued add column note text"
+    names = {**migrations(), "901_notes": later}
+    do, tables, expected = {
+        "migrate": (migrate_sync, ["queued", "finished"], ["901_notes"]),
+        "uninstall": (uninstall_sync, ["deferred", "queued"], True),
+    }[work]
+    if work == "migrate":
+        monkeypatch.setattr("pgq_anyio._store.migrations.migrations", lambda: names)
+    sync_conn.execute("set deadlock_timeout = '100ms'")
+    first, second = (
+        sql.SQL("lock table {} in row exclusive mode").format(sql.Identifier(empty_schema, table)) for table in tables
+    )
+    with ThreadPoolExecutor() as pool, psycopg.connect(server_dsn) as other, psycopg.connect(server_dsn) as observer:
+        other.execute("set deadlock_timeout = '1h'")  # so that it never is the victim
+        other.execute(first)
+        done = pool.submit(do, sync_conn, empty_schema)
+        blocked = "select 1 where cardinality(pg_blocking_pids(%s)) > 0"
+        wait_until(lambda: observer.execute(blocked, [sync_conn.info.backend_pid]).fetchall())
+        other.execute(second)
+        other.rollback()
+        assert expected == done.result(30)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -35,19 +36,24 @@ def enqueue(fleet: Fleet, payloads: list[bytes], priorities: list[int] | None = 
     return [row[0] for row in rows]
 
 
-def trickle(fleet: Fleet, number: int) -> list[int]:
-    """Enqueue jobs one by one, each when the one before it has begun: all workers that wait are woken for each."""
+def trickle(fleet: Fleet, number: int, *, runners: Iterable[WorkerProcess]) -> list[int]:
+    """Enqueue jobs one by one, each when the one before it has begun: all workers that wait are woken for each. Which
+    of them is the fastest is left to the machine; it goes on until each of ``runners`` has run some.
+
+    :param number: how many at least
+    """
     ids: list[int] = []
-    for _ in range(number):
+    missing = {worker.pid for worker in runners}
+    deadline = time.monotonic() + 45
+    while len(ids) < number or missing:
+        assert time.monotonic() < deadline, f"nothing is run by {missing} after {len(ids)} jobs"
         (job_id,) = enqueue(fleet, [b""])
         wait_until(partial(fleet.events, job_id), pause=0.002)
         ids.append(job_id)
+        missing -= {row[0] for row in fleet.rows("select pid from {log} where event = 'start' and job_id = %s", job_id)}
+        if len(ids) == number:
+            missing -= {row[0] for row in fleet.rows("select pid from {log} where event = 'start'")}
     return ids
-
-
-def pids(fleet: Fleet) -> set[int]:
-    """The processes that have started jobs."""
-    return {row[0] for row in fleet.rows("select distinct pid from {log} where event = 'start'")}
 
 
 async def wait_for(fact: Callable[[], bool]) -> None:

@@ -5,15 +5,19 @@ run one by one, each in a transaction of its own that first takes an advisory lo
 left to do, so any number of processes may migrate at once. The lock belongs to the transaction and not to the session:
 behind a transaction pooler a session is nobody's.
 
+Workers and producers go on meanwhile, and lock the same tables in other orders than a migration does. If PostgreSQL
+ends the migration to resolve a deadlock, nothing of it is left, and it is tried again.
+
 Each function exists for asynchronous and for blocking connections; both take the same steps.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final, LiteralString, cast
+from typing import Any, Final, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg import errors
@@ -21,6 +25,8 @@ from psycopg import errors
 from ..._errors import SchemaError
 from .._sql import DEFAULT_SCHEMA, Store
 from .._steps import Execute, InTransaction, Steps, run_steps, run_steps_sync
+
+T = TypeVar("T")
 
 #: READ COMMITTED, so that what is read after the wait for the lock is what the lock's last holder left. No search path,
 #: statement timeout or lock timeout of the user has a say in what a migration does.
@@ -41,6 +47,8 @@ _HAS_TABLE: Final = (
 )
 _APPLIED: Final = "select name from {schema}.migration order by name"
 _RECORD: Final = "insert into {schema}.migration (name) values (%(name)s)"
+#: How often one transaction is tried: PostgreSQL takes a second (``deadlock_timeout``) to notice each deadlock.
+_ATTEMPTS: Final = 20
 
 
 async def migrate(conn: psycopg.AsyncConnection[Any], schema: str) -> list[str]:
@@ -121,9 +129,22 @@ def _read(name: str) -> LiteralString:
 
 def _migrate(store: Store) -> Steps[list[str]]:
     applied: list[str] = []
-    while (name := (yield InTransaction(_apply_next(store)))) is not None:
+    while (name := (yield from _in_transaction(lambda: _apply_next(store)))) is not None:
         applied.append(name)
     return applied
+
+
+def _in_transaction(make_steps: Callable[[], Steps[T]]) -> Steps[T]:
+    """Take steps in a transaction, again if it was the victim of a deadlock."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            result: T = yield InTransaction(make_steps())
+        except errors.DeadlockDetected:
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            return result
+    raise AssertionError("unreachable")
 
 
 def _apply_next(store: Store) -> Steps[str | None]:
@@ -152,13 +173,12 @@ def _uninstall(store: Store) -> Steps[bool]:
         return True
 
     try:
-        removed: bool = yield InTransaction(drop())
+        return (yield from _in_transaction(drop))
     except errors.DependentObjectsStillExist as error:
         raise SchemaError(
             f"the schema {store.schema!r} was not removed: it holds objects that are not pgq_anyio's, or they depend "
             f"on it. Drop or move them first. PostgreSQL says: {error.diag.message_detail or error}"
         ) from None
-    return removed
 
 
 def _check(store: Store) -> Steps[None]:
