@@ -52,7 +52,7 @@ async def test_nothing_stays_claimed(
     caplog.set_level(logging.WARNING)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
-            # Before it starts: of a worker that has nothing to do, the answer that is lost may be that there is nothing.
+            # Before it starts: of an idle worker, the answer that is lost may be that there is nothing.
             await queries.enqueue("fetch")
             proxy.lose_answer(executes("claim_sweep"), "silent")
             await tasks.start(partial(app.run, lease=2, dequeue_timeout=3600))
