@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import pq
-from psycopg.pq.abc import PGconn, PGresult
+from psycopg.pq.abc import PGconn
 from psycopg.rows import tuple_row
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 _IDLE: Final = pq.TransactionStatus.IDLE
-_FATAL_ERROR: Final = pq.ExecStatus.FATAL_ERROR
 
 #: By a statement and not by the ``options`` of the connection, which poolers refuse. Through a pooler the settings end
 #: with this statement.
@@ -96,9 +95,3 @@ def is_pooled_sync(conn: psycopg.Connection[Any]) -> bool:
     with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         rows = cursor.execute("select pg_catalog.pg_backend_pid()", prepare=False).fetchall()
     return rows != [(conn.info.backend_pid,)]
-
-
-def first_failure(results: list[PGresult], own: slice) -> PGresult | None:
-    """What failed beside the statements themselves: the settings, or the commit."""
-    others = [*results[: own.start], *results[own.stop :]]
-    return next((result for result in others if result.status == _FATAL_ERROR), None)

@@ -7,6 +7,8 @@ never depends on the values: one plan, and ``None`` or an empty list fits everyw
   way, but every call sends the text. Nothing stays on the server and the results are the same.
 - A prepared statement can be gone (``DISCARD ALL``) or out of date (a column changed its type). The server says so
   before it executes anything; outside a transaction it is then prepared again, once.
+- An implicit transaction is committed after its last answer was sent. What fails then (a serialization, a deferred
+  constraint), or a server that shuts down just there, is told by one answer more, and undoes what the others said.
 - Server-side names are unique per connection, so that two schemas, or a pooler's earlier clients, never clash.
 """
 
@@ -23,13 +25,13 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGconn, PGresult
 
 from . import _private
-from .pooled import first_failure
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 _TUPLES_OK: Final = pq.ExecStatus.TUPLES_OK
 _FATAL_ERROR: Final = pq.ExecStatus.FATAL_ERROR
+_PIPELINE_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
 _BINARY: Final = pq.Format.BINARY
 _IDLE: Final = pq.TransactionStatus.IDLE
 
@@ -136,7 +138,7 @@ class Prepared:
             return (await exchange(conn, lambda: self.send(conn.pgconn, written), 1, with_settings=True))[0]
         self.send(conn.pgconn, self._dump(values))
         results: list[PGresult] = await conn.wait(generators.execute(conn.pgconn))
-        return results[0]
+        return find_failure(results) or results[0]
 
     def load(self, result: PGresult) -> list[tuple[Any, ...]]:
         """Read the rows of a result."""
@@ -177,7 +179,8 @@ async def exchange(
 ) -> list[PGresult]:
     """Send several messages in one round trip and read one result for each. The lock is held.
 
-    After a failed one the rest is skipped, and what the others did is rolled back, unless one of them committed.
+    After a failed one the rest is skipped, and what the others did is rolled back, unless one of them committed. If all
+    went well but for the commit at the end of the round trip, its error is raised.
 
     :param with_settings: whether to make the connection's ``transaction_settings`` first, if it has any
     """
@@ -188,8 +191,7 @@ async def exchange(
     pgconn.enter_pipeline_mode()
     try:
         results = await conn.wait(_exchange_steps(pgconn, send, count))
-        failure = first_failure(results, own)
-        if failure is not None and all(result.status != _FATAL_ERROR for result in results[own]):
+        if not find_failure(results[own]) and (failure := find_failure(results)):
             raise error_of(conn, failure)
         return results[own]
     finally:
@@ -208,8 +210,15 @@ def _exchange_steps(pgconn: PGconn, send: Callable[[], None], count: int) -> PQG
     for _ in range(count):
         answer = yield from generators.fetch_many(pgconn)
         results.append(answer[0])
-    yield from generators.fetch_many(pgconn)  # the end of the round trip
+    # The end of the round trip, after what failed there. There is none if the connection is lost.
+    while (end := (yield from generators.fetch_many(pgconn))) and end[-1].status != _PIPELINE_SYNC:
+        results += end
     return results
+
+
+def find_failure(results: Sequence[PGresult]) -> PGresult | None:
+    """The first answer that says that something failed."""
+    return next((result for result in results if result.status == _FATAL_ERROR), None)
 
 
 def _writer(

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import pq
 
-from pgq_anyio._db import Connection, Statement, batch
+from pgq_anyio._db import Connection, Statement, batch, is_transient
 
 pytestmark = pytest.mark.anyio
 
@@ -257,3 +257,47 @@ async def test_tasks_share_a_connection(conn: Connection) -> None:
         for i in range(40):
             tasks.start_soon(ask, i)
     assert list(range(40)) == sorted(answers)
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize("ending", ["error", "shutdown"])
+@pytest.mark.parametrize("how", ["single", "batch", "settings"])
+async def test_what_fails_at_the_commit_is_no_success(
+    conn: Connection, server_dsn: str, empty_schema: str, use_statements: bool, how: str, ending: str
+) -> None:
+    """The answer to the statement itself was sent before its transaction was committed, and says that all is well."""
+    deed = {
+        "error": "raise serialization_failure",
+        "shutdown": "perform pg_terminate_backend(pg_backend_pid()), pg_sleep(10)",
+    }[ending]
+    await conn.execute(
+        f"""
+        create schema {empty_schema};
+        create table {empty_schema}.job (id integer);
+        create function {empty_schema}.at_commit() returns trigger language plpgsql as $$begin {deed}; end$$;
+        create constraint trigger at_commit after insert on {empty_schema}.job deferrable initially deferred
+            for each row execute function {empty_schema}.at_commit();
+        """.encode()
+    )
+    add = Statement("add", f"insert into {empty_schema}.job values (%(id)s::integer) returning id")
+    one = Statement("one", "select 1")
+    other = await Connection.connect(
+        server_dsn, use_statements=use_statements, pooled=how == "settings", settings={"jit": "off"}
+    )
+
+    async def try_to_add() -> None:
+        if how == "batch":
+            await batch(other, (add, {"id": 1}), (one, {}))
+        else:
+            await add.fetch(other, id=1)
+
+    try:
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await try_to_add()
+        assert is_transient(caught.value)
+        assert other.closed is (ending == "shutdown")
+        if ending == "error":
+            assert [(1,)] == await one.fetch(other)
+    finally:
+        other.abort()
+    assert [] == await rows(conn, f"select id from {empty_schema}.job")
