@@ -39,8 +39,17 @@ logger = logging.getLogger("pgq_anyio.completer")
 #: Jobs per statement: large enough to be cheap, small enough not to hold locks for long.
 BATCH: Final = 1000
 
-#: Settings of the connection: outcomes are durable, and plans do not depend on what ANALYZE happened to see.
-COMPLETION_SETTINGS: Final = {"synchronous_commit": "on", "plan_cache_mode": "force_generic_plan", "jit": "off"}
+#: Settings of the connection: outcomes are durable, and plans do not depend on what ANALYZE or VACUUM happened to see
+#: of tables that fill and empty within a second. Rows are found by their keys, and two lists are joined by hashing: of
+#: lists that seem short PostgreSQL would compare each item with each.
+COMPLETION_SETTINGS: Final = {
+    "synchronous_commit": "on",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_nestloop": "off",
+}
 
 Batch = Sequence[Ending]
 

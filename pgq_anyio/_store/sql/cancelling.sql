@@ -33,10 +33,11 @@ with seen as materialized (
         and r.job_id operator(pg_catalog.=) any (%(job_ids)s::bigint[])
     order by r.job_id for update
 ), undeferred as (
-    delete from {schema}.deferred d using deferred_locked l where d.job_id operator(pg_catalog.=) l.job_id
+    delete from {schema}.deferred d
+    where d.job_id operator(pg_catalog.=) any (array(select job_id from deferred_locked))
     returning d.job_id, d.entrypoint, d.priority, d.attempt, d.crashes, d.created_at, d.payload
 ), unqueued as (
-    delete from {schema}.queued q using queued_locked l where q.job_id operator(pg_catalog.=) l.job_id
+    delete from {schema}.queued q where q.job_id operator(pg_catalog.=) any (array(select job_id from queued_locked))
     returning q.job_id, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
 ), recorded as (
     insert into {schema}.finished (job_id, entrypoint, status, priority, attempt, crashes, created_at, cancel_reason, payload)
@@ -47,8 +48,8 @@ with seen as materialized (
 ), requested as (
     update {schema}.running r set cancel_requested_at = pg_catalog.clock_timestamp(),
         cancel_reason = %(reason)s::pg_catalog.text
-    from running_locked l
-    where r.job_id operator(pg_catalog.=) l.job_id and r.cancel_requested_at is null
+    where r.job_id operator(pg_catalog.=) any (array(select job_id from running_locked))
+        and r.cancel_requested_at is null
     returning r.job_id, r.worker_id, r.claim_no
 ), noted as (
     insert into {schema}.cancel_request (job_id, requested_by)

@@ -134,8 +134,7 @@ with asked as materialized (
     from known k
     cross join lateral (
         select array(
-            select r.job_id from unnest(k.slots) as s (job_id) join {schema}.running r on r.job_id = s.job_id
-            where r.entrypoint = k.entrypoint
+            select r.job_id from {schema}.running r where r.job_id = any (k.slots) and r.entrypoint = k.entrypoint
             union
             select r.job_id from {schema}.running r where not k.counted and r.entrypoint = k.entrypoint
         ) as job_ids

@@ -22,8 +22,9 @@ with chosen as materialized (
         and (%(finished_before)s::pg_catalog.timestamptz is null or f.finished_at operator(pg_catalog.<) %(finished_before)s::pg_catalog.timestamptz)
     order by f.job_id for update
 ), gone as (
-    delete from {schema}.finished f using chosen c
-    where f.job_id operator(pg_catalog.=) c.job_id and f.status operator(pg_catalog.<>) 'successful'
+    delete from {schema}.finished f
+    where f.job_id operator(pg_catalog.=) any (array(select job_id from chosen))
+        and f.status operator(pg_catalog.<>) 'successful'
     returning f.job_id, f.entrypoint, f.priority, f.attempt, f.worker_id, f.created_at, f.finished_at, f.payload,
         f.error_type, f.error_message, f.error_traceback
 ), noted as (
@@ -31,7 +32,7 @@ with chosen as materialized (
     select job_id, attempt, worker_id, finished_at, error_type, coalesce(error_message, ''), error_traceback
     from gone where error_type is not null
 ), forgotten as (
-    delete from {schema}.cancel_request r using gone g where r.job_id operator(pg_catalog.=) g.job_id
+    delete from {schema}.cancel_request r where r.job_id operator(pg_catalog.=) any (array(select job_id from gone))
 ), requeued as (
     insert into {schema}.queued (job_id, entrypoint, priority, created_at, payload)
     select job_id, entrypoint, priority, created_at, payload from gone order by job_id
