@@ -39,7 +39,7 @@ from ._scheduled import ScheduledRun
 from ._services.claimer import CLAIM_TIMEOUT, DISPATCH_SETTINGS, SHORTEST_CLAIM_TIMEOUT, Claimer, ClaimShield
 from ._services.completer import Batch
 from ._services.drain import Drain
-from ._services.heartbeat import BEATS_PER_LEASE, Heart
+from ._services.heartbeat import Heart
 from ._services.last_resort import LastResort
 from ._services.limited import LimitedClaimer
 from ._services.listener import (
@@ -63,7 +63,7 @@ from ._services.slots import Slots
 from ._stop import Stop
 from ._store._sql import Store
 from ._store.limiter import define_limits
-from ._store.worker import Pulse, leave, mark_left, register_worker
+from ._store.worker import BEATS_PER_LEASE, Pulse, leave, mark_left, register_worker
 from ._timetable import HeldSchedule, Wanted
 
 logger = logging.getLogger("pgq_anyio.worker")

@@ -37,12 +37,10 @@ from .._holdings import Holdings
 from .._models import JobId
 from .._store._sql import Store
 from .._store.running import find_cancelled, give_back_claims, list_claims
-from .._store.worker import Pulse, beat_worker
+from .._store.worker import BEATS_PER_LEASE, Pulse, beat_worker
 
 logger = logging.getLogger("pgq_anyio.heartbeat")
 
-#: Heartbeats per lease.
-BEATS_PER_LEASE: Final = 3
 #: Pauses after failed heartbeats (in seconds): the first, and the longest.
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0

@@ -123,7 +123,7 @@ class Rescuer:
     def observe(self, pulse: Pulse) -> None:
         """Take in the answer to a heartbeat that has just come."""
         self.sightings.observe(pulse.peers, clock=pulse.clock, now=anyio.current_time())
-        self._orphans = pulse.orphans
+        self._orphans = self._orphans or pulse.orphans
         self._bell.ring()
 
     async def wait_due(self) -> None:

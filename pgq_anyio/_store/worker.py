@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import attrs
 
 from .._db import Connection
 from .._models import JobId
 from ._sql import Store
+
+#: Heartbeats per lease.
+BEATS_PER_LEASE: Final = 3
 
 
 @attrs.frozen
@@ -35,7 +39,7 @@ class Pulse:
     #: seconds until the next deferred job is due (negative if one is), or ``None`` if there is none
     next_due: float | None
     peers: list[Peer]
-    #: whether ``running`` has rows of workers that do not exist
+    #: whether ``running`` has rows of workers that do not exist, which one beat of each lease looks for
     orphans: bool
     #: whether it has rows of claims of ours whose answer was lost
     strays: bool = False
@@ -74,7 +78,9 @@ async def beat_worker(
     :param unresolved: the numbers of claims whose answer was lost
     :return: ``None`` if we are no worker any more: the lease is lost
     """
-    rows = await store.statement("beat_worker").fetch(conn, worker_id=worker_id, unresolved=list(unresolved))
+    rows = await store.statement("beat_worker").fetch(
+        conn, worker_id=worker_id, unresolved=list(unresolved), beats_per_lease=BEATS_PER_LEASE
+    )
     if not rows:
         return None
     clock, job_ids, claim_nos, next_due, *others, orphans, strays, outdated, session, _ = rows[0]

@@ -38,6 +38,7 @@ NAMES = [
     "006_run_now",
     "007_end_of_time",
     "008_queue_size",
+    "009_running_cancel",
 ]
 HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--\nselect\rx"
 

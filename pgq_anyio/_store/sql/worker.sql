@@ -8,36 +8,38 @@ on conflict (worker_id) do nothing
 -- One statement per beat carries all that an idle worker needs to know: whether it is still a worker (no row: the lease is
 -- lost), which of its jobs are to be cancelled (for when notifications are lost), when the next deferred job is due,
 -- how the other workers are, and what time the database has.
+-- Rows of nobody are looked for in one beat of each lease. For that the whole table is read, which after a busy hour has
+-- thousands of pages, most of them empty: with every beat, ten workers would keep a core busy with it.
 with beaten as (
     update {schema}.worker w set beat = w.beat + 1, heartbeat_at = clock_timestamp()
     where w.worker_id = %(worker_id)s::bigint and w.left_at is null
-    returning w.worker_id, w.outdated
+    returning w.worker_id, w.beat, w.outdated
 )
 select
     extract(epoch from clock_timestamp())::double precision,
-    array(
-        select r.job_id from {schema}.running r
-        where r.worker_id = %(worker_id)s::bigint and r.cancel_requested_at is not null order by r.job_id
-    ),
-    array(
-        select r.claim_no from {schema}.running r
-        where r.worker_id = %(worker_id)s::bigint and r.cancel_requested_at is not null order by r.job_id
-    ),
+    c.job_ids, c.claim_nos,
     (
         select extract(epoch from d.run_at - clock_timestamp())::double precision from {schema}.deferred d
         order by d.run_at limit 1
     ),
     o.ids, o.beats, o.leases, o.ages, o.have_left,
-    exists (
-        select from {schema}.running r where not exists (select from {schema}.worker w where w.worker_id = r.worker_id)
-    ) or exists (
+    case when beaten.beat %% %(beats_per_lease)s::bigint = 1 then
+        exists (
+            select from {schema}.running r
+            where not exists (select from {schema}.worker w where w.worker_id = r.worker_id)
+        )
+        else false
+    end or exists (
         select from {schema}.schedule s
         where s.worker_id is not null and not exists (select from {schema}.worker w where w.worker_id = s.worker_id)
     ),
-    exists (
-        select from {schema}.running r
-        where r.worker_id = %(worker_id)s::bigint and r.claim_no = any (%(unresolved)s::bigint[])
-    ),
+    case when cardinality(%(unresolved)s::bigint[]) > 0 then
+        exists (
+            select from {schema}.running r
+            where r.worker_id = %(worker_id)s::bigint and r.claim_no = any (%(unresolved)s::bigint[])
+        )
+        else false
+    end,
     beaten.outdated,
     -- Which session answers. No session survives a crash, but a connection to a pooler does. When it began tells it from
     -- an earlier one with its number, and is compared with nothing else.
@@ -50,7 +52,11 @@ from beaten cross join (
         array_agg(extract(epoch from clock_timestamp() - w.heartbeat_at)::double precision order by w.worker_id) as ages,
         array_agg(w.left_at is not null order by w.worker_id) as have_left
     from {schema}.worker w where w.worker_id <> %(worker_id)s::bigint
-) o
+) o cross join (
+    select coalesce(array_agg(r.job_id order by r.job_id), '{{}}') as job_ids,
+        coalesce(array_agg(r.claim_no order by r.job_id), '{{}}') as claim_nos
+    from {schema}.running r where r.worker_id = %(worker_id)s::bigint and r.cancel_requested_at is not null
+) c
 
 -- name: set_sleeping
 update {schema}.worker w set sleeping = %(sleeping)s::boolean where w.worker_id = %(worker_id)s::bigint
@@ -78,8 +84,8 @@ with gone_worker as (
 ), locked as materialized (
     select r.job_id from {schema}.running r where r.worker_id = %(worker_id)s::bigint order by r.job_id for update
 ), gone as (
-    delete from {schema}.running r using locked l
-    where r.job_id = l.job_id and r.worker_id = %(worker_id)s::bigint
+    delete from {schema}.running r
+    where r.job_id = any (array(select job_id from locked)) and r.worker_id = %(worker_id)s::bigint
     returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
         r.cancel_requested_at, r.cancel_reason, r.payload
 ), recorded as (
@@ -131,7 +137,7 @@ with judged as materialized (
         or not exists (select from {schema}.worker w where w.worker_id = r.worker_id)
     order by r.job_id for update
 ), gone as (
-    delete from {schema}.running r using stranded s where r.job_id = s.job_id
+    delete from {schema}.running r where r.job_id = any (array(select job_id from stranded))
     returning r.job_id, r.worker_id, r.seq, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
         r.cancel_requested_at, r.cancel_reason, r.payload
 ), decided as materialized (
