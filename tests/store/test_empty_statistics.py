@@ -16,7 +16,7 @@ from pgq_anyio._services.completer import COMPLETION_SETTINGS
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store.queued import claim_sweep
 from tests.store.scenes import WORKER, add_worker, rows, value
-from tests.store.test_plans import nodes, plan_of
+from tests.store.test_plans import count_rows, plan_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(47)]
 
@@ -67,12 +67,6 @@ CASES: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
         {"limit": BATCH, "window": BATCH, "bytes": 10**9, "moved_run_at": "-infinity", "moved_job_id": 0},
     ),
 }
-
-
-def count_rows(plan: dict[str, Any]) -> int:
-    """How many rows a plan has handled, those included that it read or compared in vain."""
-    kinds = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter")
-    return sum(round(node["Actual Loops"] * sum(node.get(kind, 0) for kind in kinds)) for node in nodes(plan))
 
 
 async def empty(conn: Connection, store: Store, table: str) -> None:
