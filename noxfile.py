@@ -55,8 +55,8 @@ nox.options.sessions = [
     "coverage",  # the tests on the oldest Python
 ]
 
-#: Most tests wait for something: six at a time keep two cores busy.
-PARALLEL = ("-n", "6", "--dist", "worksteal", "--durations", "25")
+#: Most tests wait for something: eight at a time keep two cores busy.
+PARALLEL = ("-n", "8", "--dist", "worksteal", "--durations", "25")
 
 #: What the tests install: every version, with the hashes of its files, for all Pythons and platforms.
 LOCK = "tools/tests.lock"

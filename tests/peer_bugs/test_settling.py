@@ -24,6 +24,7 @@ class Stubborn:
     """A handler that sees that it is to end, and does not before the test says so."""
 
     def __init__(self) -> None:
+        self.starts: list[JobId] = []
         self.told: list[CancelReason | None] = []
         self.release = threading.Event()
         self.ends: list[JobId] = []
@@ -34,12 +35,14 @@ class Stubborn:
         return self.release.is_set()
 
     async def in_the_loop(self, job: Job, context: Context) -> None:
+        self.starts.append(job.id)
         with anyio.CancelScope(shield=True):
             while not self.tell(context):  # noqa: ASYNC110  (the thread waits for the same event)
                 await anyio.sleep(0.005)
         self.ends.append(job.id)
 
     def in_a_thread(self, job: Job, context: Context) -> None:
+        self.starts.append(job.id)
         while not self.tell(context):
             self.release.wait(0.005)
         self.ends.append(job.id)
@@ -79,9 +82,7 @@ async def test_a_job_is_settled_only_when_its_handler_has_ended(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run)
         await add_jobs(conn, store, name="stubborn")
-        with anyio.fail_after(20):
-            while await rows(conn, store, STATES) != [("running", 1)]:  # noqa: ASYNC110  (a fact of the database)
-                await anyio.sleep(0.005)
+        await wait_for(lambda: handler.starts)
         if cause == "stop":
             app.stop()
         await wait_for(lambda: handler.told)
