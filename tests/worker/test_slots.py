@@ -55,6 +55,29 @@ async def test_variables_of_one_job_are_not_seen_by_another(app: PgQueuer, queri
     assert len(after) == (300 if waits else 200)
 
 
+@pytest.mark.parametrize("own_task", [False, True])
+async def test_the_end_of_a_job_leaves_no_variables_to_the_next(
+    app: PgQueuer, queries: Queries, own_task: bool
+) -> None:
+    """Jobs that were claimed ahead start when another one ends, in its last step: not in its variables."""
+    number = 1000
+    before: list[int | None] = []
+    tasks: set[int] = set()
+
+    @app.entrypoint("leaky", own_task=own_task)
+    async def leaky(job: Job) -> None:
+        before.append(secret.get())
+        tasks.add(anyio.get_current_task().id)
+        secret.set(job.id)
+        await anyio.sleep(0.001)
+
+    await queries.enqueue(["leaky"] * number, None)
+    await drain(app, max_concurrency=5)
+    assert [None] * number == before
+    if not own_task:
+        assert len(tasks) < number / 2, "a task that a job has left takes the next one"
+
+
 async def test_a_job_that_waits_delays_none_behind_it(app: PgQueuer, queries: Queries) -> None:
     """Of jobs claimed together, those behind a waiting one start at once; here it waits for them."""
     started = 0
