@@ -159,3 +159,18 @@ async def test_a_heartbeat_does_not_read_what_runs(conn: Connection, store: Stor
     await rows(conn, store, "update {schema}.running set worker_id = 0 where job_id = 20000")
     found = [await beat_worker(conn, store, worker_id=WORKER) for _ in range(BEATS_PER_LEASE)]
     assert [True] == [pulse.orphans for pulse in found if pulse is not None and pulse.orphans]
+
+
+@pytest.mark.parametrize("always_notify", [False, True])
+async def test_an_enqueue_is_planned_a_few_times_and_then_no_more(
+    conn: Connection, store: Store, always_notify: bool
+) -> None:
+    """In a transaction of the caller's too. PostgreSQL looks at five plans made for the values before it keeps one."""
+    parameters = {"entrypoints": ["fetch"], "payloads": [b"x"], "priorities": [0], "delays": [None], "run_ats": [None]}
+    for _ in range(20):
+        await store.statement("enqueue_jobs").fetch(conn, **parameters, always_notify=always_notify)
+    cursor = await conn.execute(
+        "select generic_plans, custom_plans from pg_prepared_statements where generic_plans > 0"
+    )
+    assert [(15, 5)] == await cursor.fetchall()
+    assert 20 == await value(conn, store, "select count(*) from {schema}.queued")

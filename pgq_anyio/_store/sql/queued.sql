@@ -4,6 +4,8 @@
 -- Sleepers are notified only if there are any (always_notify: the caller's own transaction, whose commit a worker
 -- that is just falling asleep cannot see). The alarm of the promoter is set only if no earlier one is a second away:
 -- an alarm nearer than that may ring before this insert is visible.
+-- The subselects hide always_notify from the planner: knowing it to be true, it finds a plan so much cheaper than the
+-- generic one that it plans anew for each call, which takes as long as all the rest.
 with input as materialized (
     select i.entrypoint, i.payload, i.priority, i.ordinal, pg_catalog.clock_timestamp() as now,
         coalesce(i.run_at,
@@ -26,7 +28,7 @@ with input as materialized (
 ), woken as (
     select pg_catalog.pg_notify({channel}, 'queued:' operator(pg_catalog.||) pg_catalog.left(d.entrypoint, 1000))
     from (select distinct entrypoint from due) d
-    where %(always_notify)s::boolean
+    where (select %(always_notify)s::boolean)
         or exists (
             select from {schema}.worker w
             where w.left_at is null
@@ -35,7 +37,7 @@ with input as materialized (
 ), alarmed as (
     select pg_catalog.pg_notify({channel}, 'deferred:' operator(pg_catalog.||) extract(epoch from l.run_at))
     from (select pg_catalog.min(run_at) as run_at from later having pg_catalog.min(run_at) is not null) l
-    where %(always_notify)s::boolean
+    where (select %(always_notify)s::boolean)
         or not exists (
             select from {schema}.deferred d
             where d.run_at operator(pg_catalog.>=) (
@@ -59,7 +61,7 @@ copy {schema}.queued (job_id, entrypoint, priority, payload) from stdin (format 
 select pg_catalog.count(*) from (
     select pg_catalog.pg_notify({channel}, 'queued:' operator(pg_catalog.||) pg_catalog.left(n.entrypoint, 1000))
     from pg_catalog.unnest(%(entrypoints)s::pg_catalog.text[]) as n (entrypoint)
-    where %(always_notify)s::boolean
+    where (select %(always_notify)s::boolean)
         or exists (
             select from {schema}.worker w
             where w.left_at is null
