@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, LiteralString, TypeVar, cast
@@ -47,8 +48,8 @@ _HAS_TABLE: Final = (
 )
 _APPLIED: Final = "select name from {schema}.migration order by name"
 _RECORD: Final = "insert into {schema}.migration (name) values (%(name)s)"
-#: How often one transaction is tried: PostgreSQL takes a second (``deadlock_timeout``) to notice each deadlock.
-_ATTEMPTS: Final = 20
+#: How often one transaction is tried again: PostgreSQL takes a second (``deadlock_timeout``) to notice each deadlock.
+_RETRIES: Final = 19
 
 
 async def migrate(conn: psycopg.AsyncConnection[Any], schema: str) -> list[str]:
@@ -136,15 +137,13 @@ def _migrate(store: Store) -> Steps[list[str]]:
 
 def _in_transaction(make_steps: Callable[[], Steps[T]]) -> Steps[T]:
     """Take steps in a transaction, again if it was the victim of a deadlock."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            result: T = yield InTransaction(make_steps())
-        except errors.DeadlockDetected:
-            if attempt == _ATTEMPTS:
-                raise
-        else:
+    result: T
+    for _ in range(_RETRIES):
+        with suppress(errors.DeadlockDetected):
+            result = yield InTransaction(make_steps())
             return result
-    raise AssertionError("unreachable")
+    result = yield InTransaction(make_steps())
+    return result
 
 
 def _apply_next(store: Store) -> Steps[str | None]:
