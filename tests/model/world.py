@@ -17,10 +17,10 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from pgq_anyio._db import Connection
 from pgq_anyio._limits import Limits
+from pgq_anyio._services.claimer import DISPATCH_SETTINGS
 from pgq_anyio._store._sql import Store
 from tests.model.moves import Move
 from tests.model.state import ModelWorker
-from tests.store.conftest import DISPATCH_OPTIONS
 from tests.store.scenes import rows
 
 _JOBS = """
@@ -189,7 +189,7 @@ def open_world(backend: str, dsn: str, schema: str) -> Iterator[World]:
 
 @asynccontextmanager
 async def _connected(dsn: str) -> AsyncIterator[list[Connection]]:
-    conns = [await Connection.connect(dsn, options=DISPATCH_OPTIONS) for _ in range(3)]
+    conns = [await Connection.connect(dsn, settings=DISPATCH_SETTINGS) for _ in range(3)]
     try:
         yield conns
     finally:

@@ -7,15 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from pgq_anyio._db import Connection
+from pgq_anyio._services.claimer import DISPATCH_SETTINGS
 from pgq_anyio._store._sql import Store
 
 Connect = Callable[[], Awaitable[Connection]]
-
-#: As the dispatch connections of a worker.
-DISPATCH_OPTIONS = (
-    "-c enable_seqscan=off -c enable_bitmapscan=off -c enable_hashjoin=off -c enable_mergejoin=off "
-    "-c plan_cache_mode=force_generic_plan -c jit=off -c synchronous_commit=off"
-)
 
 
 @pytest.fixture
@@ -30,7 +25,7 @@ async def connect(anyio_backend: str, server_dsn: str) -> AsyncIterator[Connect]
     opened: list[Connection] = []
 
     async def connect() -> Connection:
-        opened.append(await Connection.connect(server_dsn, options=DISPATCH_OPTIONS))
+        opened.append(await Connection.connect(server_dsn, settings=DISPATCH_SETTINGS))
         return opened[-1]
 
     yield connect

@@ -18,6 +18,14 @@ from pgq_anyio._store.reading import job_status
 from pgq_anyio._store.worker import register_worker
 
 WORKER = 11
+#: Lets the worker run so many jobs, in claims of PER_CLAIM; their ids count from 1.
+PER_CLAIM = 500
+ADD_RUNNING = (
+    "insert into {schema}.running"
+    " (job_id, worker_id, claim_no, seq, entrypoint, priority, attempt, crashes, created_at, claimed_at)"
+    f" select n, {WORKER}, n / {PER_CLAIM}, n, 'fetch', 0, 1, 0, clock_timestamp(), clock_timestamp()"
+    " from generate_series(1, %s) as n"
+)
 
 
 async def add_jobs(

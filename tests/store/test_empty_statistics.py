@@ -10,13 +10,11 @@ import anyio
 import pytest
 
 from pgq_anyio._db import Connection
-from pgq_anyio._hints import Hints
 from pgq_anyio._services.claimer import DISPATCH_SETTINGS
 from pgq_anyio._services.completer import COMPLETION_SETTINGS
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.queued import claim_sweep
-from tests.store.scenes import WORKER, add_worker, rows, value
-from tests.store.test_plans import count_rows, plan_of
+from tests.store.scenes import ADD_RUNNING, PER_CLAIM, WORKER, add_worker, rows, value
+from tests.store.test_plans import count_rows, hint, plan_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(47)]
 
@@ -27,15 +25,16 @@ JOB_IDS = list(range(1, BATCH + 1))
 FILL = {
     "queued": "insert into {schema}.queued (job_id, entrypoint, priority)"
     " select n, (array['fetch', 'parse', 'store'])[n %% 3 + 1], n %% 2 from generate_series(1, %s) as n",
-    "running": "insert into {schema}.running"
-    " (job_id, worker_id, claim_no, seq, entrypoint, priority, attempt, crashes, created_at, claimed_at)"
-    f" select n, {WORKER}, n / 500, n, 'fetch', 0, 1, 0, clock_timestamp(), clock_timestamp()"
-    " from generate_series(1, %s) as n",
+    "running": ADD_RUNNING,
     "deferred": "insert into {schema}.deferred (run_at, job_id, entrypoint)"
     " select clock_timestamp() - interval '1 hour', n, 'fetch' from generate_series(1, %s) as n",
 }
 
-ENDED: dict[str, Any] = {"job_ids": JOB_IDS, "worker_ids": [WORKER] * BATCH, "claim_nos": [n // 500 for n in JOB_IDS]}
+ENDED: dict[str, Any] = {
+    "job_ids": JOB_IDS,
+    "worker_ids": [WORKER] * BATCH,
+    "claim_nos": [n // PER_CLAIM for n in JOB_IDS],
+}
 SETTLED: dict[str, Any] = {
     **ENDED,
     "actions": ["again", "failed", "back", "cancelled"] * (BATCH // 4),
@@ -90,27 +89,9 @@ async def test_no_statement_compares_each_with_each(conn: Connection, server_dsn
         await add_worker(conn, store, names=NAMES)
         await rows(conn, store, FILL[table], ROWS)
         if case == "claim_hinted":
-            parameters = {**parameters, **await hint(conn, store)}
+            parameters = {**parameters, **await hint(conn, store, NAMES)}
+            assert 50 == await value(conn, store, "select count(*) from {schema}.running")
         plan = await plan_of(other, store, case.split(maxsplit=1)[0], parameters)
     finally:
         other.abort()
     assert BATCH // 2 <= count_rows(plan) < 20 * ROWS
-
-
-async def hint(conn: Connection, store: Store) -> dict[str, Any]:
-    """Lanes behind jobs that have been claimed."""
-    hints = Hints(tuple(NAMES))
-    parameters = {**CLAIM, "claim_no": 1, "limit": 100, "reach": 100}
-    hints.learn((await claim_sweep(conn, store, NAMES, **parameters)).jobs)
-    assert 100 == await value(conn, store, "select count(*) from {schema}.running")
-    hints.swept(0.0, 10.0)
-    lanes = hints.lanes(0.0)
-    assert lanes is not None
-    return {
-        "entrypoints": lanes.entrypoints,
-        "priorities": lanes.priorities,
-        "seqs": lanes.seqs,
-        "gap_entrypoints": lanes.gap_entrypoints,
-        "gap_aboves": lanes.gap_aboves,
-        "gap_belows": lanes.gap_belows,
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -43,17 +42,21 @@ def trickle(fleet: Fleet, number: int, *, runners: Iterable[WorkerProcess]) -> l
     :param number: how many at least
     """
     ids: list[int] = []
-    missing = {worker.pid for worker in runners}
-    deadline = time.monotonic() + 45
-    while len(ids) < number or missing:
-        assert time.monotonic() < deadline, f"nothing is run by {missing} after {len(ids)} jobs"
+    expected = {worker.pid for worker in runners}
+
+    def add_one() -> bool:
         (job_id,) = enqueue(fleet, [b""])
         wait_until(partial(fleet.events, job_id), pause=0.002)
         ids.append(job_id)
-        missing -= {row[0] for row in fleet.rows("select pid from {log} where event = 'start' and job_id = %s", job_id)}
-        if len(ids) == number:
-            missing -= {row[0] for row in fleet.rows("select pid from {log} where event = 'start'")}
+        return len(ids) >= number and expected <= pids(fleet)
+
+    wait_until(add_one, pause=0, what="each worker has run some")
     return ids
+
+
+def pids(fleet: Fleet) -> set[int]:
+    """The processes that have started jobs."""
+    return {row[0] for row in fleet.rows("select distinct pid from {log} where event = 'start'")}
 
 
 async def wait_for(fact: Callable[[], bool]) -> None:

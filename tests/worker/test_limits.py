@@ -17,7 +17,7 @@ from pgq_anyio.testing import running_worker
 from tests.bounds import Within
 from tests.worker.away import Journal
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
-from tests.worker.limited_fleet import LEASE, count_ended, enqueue, highest_overlap, start, trickle, wait_for
+from tests.worker.limited_fleet import LEASE, count_ended, enqueue, highest_overlap, pids, start, trickle, wait_for
 from tests.worker.own_server import OwnServer
 
 
@@ -33,6 +33,7 @@ def test_four_workers_reach_the_limit_and_never_exceed_it(fleet: Fleet, backend:
     ids += enqueue(fleet, [b""] * 400)
     wait_until(lambda: len(ids) == count_ended(fleet), timeout=60)
     assert limit == highest_overlap(fleet)
+    assert {worker.pid for worker in workers} == pids(fleet)
     assert sorted(ids) == [
         row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by job_id")
     ]

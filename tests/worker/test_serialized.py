@@ -10,7 +10,7 @@ import pytest
 from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
 from pgq_anyio.testing import running_worker
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
-from tests.worker.limited_fleet import count_ended, enqueue, highest_overlap, start, trickle, wait_for
+from tests.worker.limited_fleet import count_ended, enqueue, highest_overlap, pids, start, trickle, wait_for
 
 
 @pytest.mark.promise(20)
@@ -33,6 +33,7 @@ def test_serialized_jobs_run_one_by_one_in_order(fleet: Fleet, backend: str) -> 
     later = trickle(fleet, 60, runners=[first, *others])
     wait_until(lambda: 151 + len(later) == count_ended(fleet))
     assert 1 == highest_overlap(fleet)
+    assert {first.pid, *(one.pid for one in others)} == pids(fleet)
     ordered = [job_id for _, job_id in sorted(zip((-p for p in priorities), ids, strict=True))]
     assert [holder, holder, *ordered, *later] == [
         row[0] for row in fleet.rows("select job_id from {log} where event = 'start' order by at")
