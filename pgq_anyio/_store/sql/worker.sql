@@ -8,8 +8,8 @@ on conflict (worker_id) do nothing
 -- One statement per beat carries all that an idle worker needs to know: whether it is still a worker (no row: the lease is
 -- lost), which of its jobs are to be cancelled (for when notifications are lost), when the next deferred job is due,
 -- how the other workers are, and what time the database has.
--- Rows of nobody are looked for in one beat of each lease. For that the whole table is read, which after a busy hour has
--- thousands of pages, most of them empty: with every beat, ten workers would keep a core busy with it.
+-- Rows of nobody are looked for in one beat of each lease. For that the whole table is read, which after a busy minute has
+-- thousands of pages: with 32,000 of them, a beat that read it five times took 0.2 to 0.4 s.
 with beaten as (
     update {schema}.worker w set beat = w.beat + 1, heartbeat_at = clock_timestamp()
     where w.worker_id = %(worker_id)s::bigint and w.left_at is null
