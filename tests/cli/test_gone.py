@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 from pgq_anyio._cli.program import app
 from pgq_anyio._db.defaults import DEFAULTS
 from tests.client.test_gone import SHORT, open_bounded_proxy
-from tests.worker.proxy import Proxy
+from tests.worker.proxy import VANISHES, Proxy
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_a_database_that_does_not_answer(proxy: Proxy, schema: str, arguments: t
     assert "timeout" in said
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's packet filters")
+@VANISHES
 def test_a_database_that_is_gone_in_the_middle(proxy: Proxy, schema: str) -> None:
     """It vanishes with the statement."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pgq_anyio import SyncQueries
 from pgq_anyio._db.defaults import DEFAULTS
 from tests.client.conftest import Look
 from tests.worker.fleet import wait_until
-from tests.worker.proxy import Proxy, open_proxy
+from tests.worker.proxy import VANISHES, Proxy, open_proxy
 
 #: The smallest that libpq knows, so that the test is short.
 SHORT = {
@@ -77,7 +76,7 @@ def test_a_server_that_does_not_answer(proxy: Proxy, schema: str, look: Look) ->
     assert [(1,)] == look("select count(*) from {schema}.queued")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's packet filters")
+@VANISHES
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("moment", ["before the call", "while it waits for the answer"])
 def test_a_server_that_is_gone(proxy: Proxy, dsn: str, schema: str, look: Look, moment: str) -> None:

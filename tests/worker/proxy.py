@@ -11,6 +11,7 @@ import ctypes
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 import attrs
+import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _ROLE = re.compile(rb"application_name\x00(?:pgq_anyio )?([^\x00]*)\x00")
@@ -25,6 +27,27 @@ Loss = Literal["silent", "cut"]
 #: Linux's number for a socket's packet filter, and the filter that keeps none ("return 0").
 _SO_ATTACH_FILTER = 26
 _KEEP_NOTHING = struct.pack("HBBI", 0x06, 0, 0, 0)
+
+
+def _keep_nothing(connection: socket.socket) -> None:
+    program = ctypes.create_string_buffer(_KEEP_NOTHING)
+    connection.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program)))
+
+
+def _can_vanish() -> bool:
+    """Whether this system has packet filters and lets this user set one: some leave that to root."""
+    if sys.platform != "linux":
+        return False
+    with socket.socket() as connection:
+        try:
+            _keep_nothing(connection)
+        except PermissionError:
+            return False
+    return True
+
+
+#: Marks tests that let the proxy vanish.
+VANISHES = pytest.mark.skipif(not _can_vanish(), reason="needs Linux's packet filters, and the right to set one")
 
 
 def executes(statement: str) -> re.Pattern[bytes]:
@@ -103,13 +126,10 @@ class Proxy:
     def vanish(self) -> None:
         """As ``silence``, and what clients send is not even acknowledged, as if the machine were gone (Linux)."""
         self.silence()
-        program = ctypes.create_string_buffer(_KEEP_NOTHING)
         with self._changed:
             for one in self._passages:
                 if not one.closed:
-                    one.client.setsockopt(
-                        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program))
-                    )
+                    _keep_nothing(one.client)
 
     def resume(self) -> None:
         """The network is back: what was held is passed on."""
