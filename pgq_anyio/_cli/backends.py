@@ -5,21 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from types import FrameType
-from typing import TypeVar
 
 import anyio
 import attrs
 
 from .._errors import first_leaf
 from .containment import contain_child_tasks
+from .interrupts import Interrupts
 from .messages import UsageError
-
-T = TypeVar("T")
 
 
 class BackendName(StrEnum):
@@ -64,46 +59,25 @@ def python_version() -> str:
     return f"{platform.python_implementation()} {platform.python_version()}"
 
 
-def run_on(backend: Backend, function: Callable[[], Awaitable[T]]) -> T:
+def run_on(backend: Backend, function: Callable[[], Awaitable[None]], interrupts: Interrupts) -> None:
     """Run an async function to its end on a loop of its own.
 
-    SIGTERM does what Ctrl-C does until somebody receives signals in there: what was opened is closed again.
+    Ctrl-C and SIGTERM cancel it, until somebody receives signals in there: what was opened is closed again.
 
-    :raises KeyboardInterrupt: if one of the two ended it
+    :raises KeyboardInterrupt: if one of the two came
     """
 
-    async def main() -> T:
+    async def main() -> None:
         if backend.name is BackendName.ASYNCIO:
             contain_child_tasks()
-        return await function()
+        with interrupts.cancelling():
+            await function()
 
-    with signals_as_interrupt():
+    with interrupts.held_back():
         try:
             if backend.name is BackendName.ASYNCIO:
-                return anyio.run(main, backend="asyncio", backend_options={"use_uvloop": backend.uvloop})
-            return anyio.run(main, backend="trio")
+                anyio.run(main, backend="asyncio", backend_options={"use_uvloop": backend.uvloop})
+            else:
+                anyio.run(main, backend="trio")
         except BaseExceptionGroup as group:
             raise first_leaf(group) from None
-
-
-@contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM do what Ctrl-C does.
-
-    A shell without job control starts commands in the background with SIGINT ignored (POSIX, "Asynchronous Lists").
-    Both signals stop a worker that is running there, so both are to stop one that is not running yet.
-    """
-    before = signal.signal(signal.SIGTERM, _as_interrupt)
-    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    if is_ignored:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        if is_ignored:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    signal.raise_signal(signal.SIGINT)

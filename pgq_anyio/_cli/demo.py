@@ -10,17 +10,14 @@ that nobody can cancel any more keeps the process.
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Final
 
 import anyio
 import typer
-from anyio import CancelScope
-from anyio.abc import TaskStatus
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,8 +25,9 @@ from rich.table import Table
 from .. import JobRecord, PsycopgDriver, Queries
 from .._embedded import EmbeddedServer
 from .._store.migrations import migrate
-from .backends import Backend, BackendName, choose_backend, python_version, run_on, signals_as_interrupt
+from .backends import Backend, BackendName, choose_backend, python_version, run_on
 from .demo_acts import BURST, perform
+from .interrupts import Interrupts
 from .logs import LogFormat, LogLevel, set_up_logging
 from .options import Traceback
 from .show import make_console, status_text, version
@@ -50,30 +48,12 @@ def demo(
     console = make_console()
     console.print(f"[bold]pgq_anyio {version()}[/], {python_version()}")
     console.print("on an embedded PostgreSQL that is removed at the end; Ctrl-C stops it at any time")
-    with signals_as_interrupt(), _ephemeral_server() as dsn:
+    interrupts = Interrupts(once=True)
+    with interrupts.handled(), _ephemeral_server(interrupts) as dsn:
         for name in BackendName if backend is None else [backend]:
             chosen = choose_backend(name, None)
-            run_on(chosen, partial(_show_until_interrupted, partial(_show, console, dsn, chosen)))
+            run_on(chosen, partial(_show, console, dsn, chosen), interrupts)
     console.print("\nthe server and its data are removed; try it with your own jobs: [bold]pgq-anyio run module:app[/]")
-
-
-async def _show_until_interrupted(show: Callable[[], Awaitable[None]]) -> None:
-    """:raises KeyboardInterrupt: once the show has been cancelled by a signal, and has ended"""
-    scope = CancelScope()
-    async with anyio.create_task_group() as tasks:
-        await tasks.start(_receive_signals, scope)
-        with scope:
-            await show()
-        tasks.cancel_scope.cancel()
-    if scope.cancelled_caught:
-        raise KeyboardInterrupt
-
-
-async def _receive_signals(scope: CancelScope, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
-        task_status.started()
-        async for _ in received:
-            scope.cancel()
 
 
 async def _show(console: Console, dsn: str, backend: Backend) -> None:
@@ -111,12 +91,10 @@ def _summarize(console: Console, records: list[JobRecord]) -> None:
 
 
 @contextmanager
-def _ephemeral_server() -> Iterator[str]:
+def _ephemeral_server(interrupts: Interrupts) -> Iterator[str]:
     server = EmbeddedServer(ephemeral=True)
     try:
         yield server.__enter__()
     finally:
-        # What follows has bounds of its own, and then the process ends: an interrupt could only leave something behind.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        interrupts.ignore()
         server.__exit__(None, None, None)

@@ -26,6 +26,7 @@ from .._run_settings import RunSettings, check_run_settings
 from .._settings import DatabaseSource, find_database, read_dsn
 from .backends import Backend, BackendName, choose_backend, python_version, run_on
 from .draining import show_draining
+from .interrupts import Interrupts
 from .loading import Target, load_target, open_app
 from .logs import LogFormat, LogLevel, set_up_logging
 from .options import Dsn, Invocation, Traceback, describe, invocation_of, parse_duration, parse_retention
@@ -116,10 +117,24 @@ def run(
         announce=_print_line if log_format is LogFormat.TEXT else logger.info,
         show_progress=drain and log_format is LogFormat.TEXT and sys.stderr.isatty(),
     )
+    interrupts = Interrupts()
     try:
-        run_on(chosen, service.serve)
+        with interrupts.handled():
+            run_on(chosen, service.serve, interrupts)
     except KeyboardInterrupt:
-        logger.info("stopped before the worker was running")
+        logger.info("stopped" if service.ready.is_set else "stopped before the worker was running")
+
+
+@attrs.define(eq=False)
+class _Ready(TaskStatus[None]):
+    """Hears that the worker is registered and listens."""
+
+    is_set: bool = False
+
+    def started(self, value: None = None) -> None:
+        """Say so."""
+        self.is_set = True
+        logger.info("ready: registered and listening")
 
 
 @attrs.frozen(kw_only=True)
@@ -136,6 +151,7 @@ class _Service:
     invocation: Invocation
     announce: Callable[[str], None]
     show_progress: bool
+    ready: _Ready = attrs.field(factory=_Ready, init=False)
 
     async def serve(self) -> None:
         """Open the app and run its worker, in this task."""
@@ -145,20 +161,12 @@ class _Service:
             self.invocation.database = describe(source)
             for line in _introduce(app, source, self.backend, self.settings):
                 self.announce(line)
-            run = partial(app._run, self.settings, migrate_first=self.migrate, task_status=_Ready())
+            run = partial(app._run, self.settings, migrate_first=self.migrate, task_status=self.ready)
             if self.show_progress:
                 await show_draining(app, run)
             else:
                 await run()
         logger.info("stopped" if self.settings.mode == "continuous" else "nothing is left to do")
-
-
-class _Ready(TaskStatus[None]):
-    """Hears that the worker is registered and listens."""
-
-    def started(self, value: None = None) -> None:
-        """Say so."""
-        logger.info("ready: registered and listening")
 
 
 def _find_source(app: PgQueuer, *, from_option: bool) -> DatabaseSource:

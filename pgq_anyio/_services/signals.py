@@ -1,13 +1,17 @@
 """Turns signals into requests to stop: the first is graceful, the second is not, the third does not wait.
 
 Received in the outermost group, so that the second and third are heard while everything inside is ending.
+
+What handled them before does so again afterwards. asyncio's loops put Python's own handlers there instead, and those
+would break the program around the worker off while it closes what it has opened.
 """
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 
 import anyio
 from anyio.abc import TaskStatus
@@ -21,7 +25,7 @@ async def run_signals(
     signals: Sequence[signal.Signals], stop: Stop, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Listen for signals until cancelled."""
-    with anyio.open_signal_receiver(*signals) as received:
+    with _received(signals) as received:
         task_status.started()
         count = 0
         async for number in received:
@@ -36,3 +40,15 @@ async def run_signals(
             else:
                 logger.warning("%s for the third time: not waiting any longer", name)
                 stop.give_up()
+
+
+@contextmanager
+def _received(numbers: Sequence[signal.Signals]) -> Iterator[AsyncIterator[signal.Signals]]:
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with anyio.open_signal_receiver(*numbers) as received:
+            yield received
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it is not Python's, and cannot be put back by it
+                signal.signal(number, handler)

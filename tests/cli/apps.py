@@ -94,6 +94,17 @@ async def slow_to_open() -> AsyncIterator[PgQueuer]:
         print("closed again", flush=True)
 
 
+@asynccontextmanager
+async def left_open() -> AsyncIterator[PgQueuer]:
+    """An app whose own code takes long to close."""
+    yield PgQueuer()
+    try:
+        print("closing", flush=True)
+        await anyio.sleep(3600)
+    finally:
+        print("closed at last", flush=True)
+
+
 def retrying() -> PgQueuer:
     """A handler that needs a second attempt, and some time."""
     app = PgQueuer()
