@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._executors import ProcessPool
 from pgq_anyio.testing import drain, running_worker
 from tests.executors import process_handlers
-from tests.executors.processes import wait_for_pid, wait_until
+from tests.executors.processes import is_gone, wait_for_pid, wait_until
 from tests.worker.test_cancel import wait_status
 
 pytestmark = pytest.mark.anyio
@@ -156,6 +157,71 @@ async def test_a_cancel_request_ends_the_wait(app: PgQueuer, queries: Queries, t
         await wait_status(queries, holder, JobStatus.SUCCESSFUL)
         await wait_status(queries, later, JobStatus.SUCCESSFUL)
     assert not (tmp_path / "never").exists()
+
+
+@pytest.fixture
+def slow_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Every Python that is started from then on runs this first."""
+    directory = tmp_path / "site"
+    directory.mkdir()
+    path = os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+    def run_first(code: str) -> None:
+        (directory / "sitecustomize.py").write_text(code)
+
+    return run_first
+
+
+@pytest.mark.promise(28)
+async def test_a_timeout_begins_when_the_process_has_started(
+    app: PgQueuer, queries: Queries, tmp_path: Path, slow_python: Callable[[str], None]
+) -> None:
+    """A process takes longer to start than its first job may: the job succeeds."""
+    slow_python("import time; time.sleep(2.5)")
+    app.entrypoint("write", timeout=2, executor_factory=ProcessExecutor)(process_handlers.write_pid_of_a_job)
+    async with running_worker(app):
+        (job_id,) = await enqueue_waiting(app, queries, "write", tmp_path / "pid")
+        await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
+
+
+@pytest.mark.promise(23, 25, 34)
+@pytest.mark.parametrize("end", ["cancel request", "stop"])
+async def test_the_wait_for_a_start_can_be_ended(
+    app: PgQueuer, queries: Queries, tmp_path: Path, slow_python: Callable[[str], None], end: str
+) -> None:
+    """A process that never gets there is ended with the wait."""
+    tell = tmp_path / "starting"
+    slow_python(
+        f"import os, time; open({str(tell)!r} + 'x', 'w').write(str(os.getpid()));"
+        f"os.rename({str(tell)!r} + 'x', {str(tell)!r}); time.sleep(3600)"
+    )
+    app.entrypoint("write", executor_factory=ProcessExecutor)(process_handlers.write_pid_of_a_job)
+    async with running_worker(app, shutdown_grace=3600, cancel_grace=3600):
+        (job_id,) = await enqueue_waiting(app, queries, "write", tmp_path / "never")
+        child = await wait_for_pid(tell)
+        if end == "stop":
+            app.stop()
+        else:
+            assert [job_id] == await queries.mark_job_as_cancelled([job_id])
+        await wait_status(queries, job_id, JobStatus.QUEUED if end == "stop" else JobStatus.CANCELLED)
+    assert is_gone(child)
+
+
+@pytest.mark.promise(28)
+async def test_a_process_that_cannot_start(
+    app: PgQueuer, queries: Queries, tmp_path: Path, slow_python: Callable[[str], None]
+) -> None:
+    """The attempt has failed, and says why."""
+    slow_python("import os; os._exit(5)")
+    app.entrypoint("write", executor_factory=ProcessExecutor)(process_handlers.write_pid_of_a_job)
+    (job_id,) = await queries.enqueue("write", str(tmp_path / "never").encode())
+    with anyio.fail_after(30):
+        await drain(app)
+    record = await queries.get_job(job_id)
+    assert record is not None
+    assert JobStatus.FAILED == record.status
+    assert "exit code 5 before it could start the handler" in record.errors[0].message
 
 
 async def test_what_comes_with_the_stop_comes_too_late() -> None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ._importable import import_origin, resolve
-from ._wire import HEADER, STARTED, MainUnpickler, Setup, pack, pack_error, pack_result
+from ._wire import HEADER, READY, STARTED, MainUnpickler, Setup, pack, pack_error, pack_result
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -96,6 +96,7 @@ class Child:
             return
         self._setup: Setup = pickle.loads(setup)  # noqa: S301 - from our parent
         sys.argv[:] = self._setup.argv
+        self._send(pack(READY, None))
         while (request := self._receive()) is not None:
             self._busy = True
             self._send(pack(STARTED, None))

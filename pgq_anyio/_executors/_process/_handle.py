@@ -24,7 +24,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._importable import main_origin
-from ._wire import HEADER, SETUP, STARTED, Setup, pack
+from ._wire import HEADER, READY, SETUP, STARTED, Setup, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class ChildProcess:
     def __init__(self, process: Process, setup: bytes) -> None:
         self._process = process
         self._received = bytearray()
-        self._unsent_setup = setup
+        self._setup = setup
         #: whether a request is under way
         self.busy = False
         #: whether the handler of the latest request was reached
@@ -68,7 +68,7 @@ class ChildProcess:
     @classmethod
     async def start(cls, backend: str) -> ChildProcess:
         """
-        Start a child. It can be sent a request at once.
+        Start a child. Its own start is waited for by :meth:`set_up`.
 
         :param backend: AnyIO backend for async handlers
         :raises OSError: if no process could be started
@@ -95,6 +95,16 @@ class ChildProcess:
         """Process id, and id of the process group."""
         return self._process.pid
 
+    async def set_up(self) -> None:
+        """
+        Tell the child what it has to know, and wait until it can be sent requests.
+
+        :raises ChildGone: if the child ended instead
+        """
+        await self._send(self._setup)
+        kind, _ = await self._receive()
+        assert kind == READY
+
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """
         Send a request and wait for the reply.
@@ -104,12 +114,7 @@ class ChildProcess:
         """
         await checkpoint_if_cancelled()
         self.busy, self.started = True, False
-        assert self._process.stdin is not None
-        try:
-            setup, self._unsent_setup = self._unsent_setup, b""
-            await self._process.stdin.send(setup + request)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
-            raise ChildGone from error
+        await self._send(request)
         reply = await self._receive_reply()
         self.busy = False
         return reply
@@ -167,6 +172,13 @@ class ChildProcess:
                 await self._close_requests()
                 await self._process.wait()
             await self.end(LEAVE_PATIENCE)
+
+    async def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError) as error:
+            raise ChildGone from error
 
     async def _receive_reply(self) -> tuple[int, bytes]:
         while True:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from ..._errors import ConfigurationError
 from ._child import is_child
@@ -98,7 +97,7 @@ class ProcessPool:
 
         :param target: what :func:`check_importable` returned for the function, sync or async
         :param arguments: positional arguments. They have to be picklable, and so has the result.
-        :param waiting: entered for as long as the call waits for a free child
+        :param waiting: entered for as long as the call waits for a free child, and for the start of a new one
         :param cancel_grace: time between SIGTERM and SIGKILL (in seconds). Defaults to 5.
         :param on_overdue: called if the child still runs after ``cancel_grace``, just before SIGKILL
         :return: what the function returned
@@ -114,25 +113,27 @@ class ProcessPool:
         if os.getpid() != self._opened_by:
             raise RuntimeError(f"this process pool was opened by process {self._opened_by}; a fork of it cannot use it")
         request = pack_request(target, arguments)
-        slots = self._slots
-        with waiting or nullcontext():
-            await slots.acquire()
-        try:
-            await checkpoint_if_cancelled()  # the wait may have been ended when it was over anyway
-            kind, body = await self._ask(target, request, cancel_grace, on_overdue)
-        finally:
-            slots.release()
+        with ExitStack() as wait:
+            wait.enter_context(waiting or nullcontext())
+            async with self._slots:
+                kind, body = await self._ask(target, request, wait.close, cancel_grace, on_overdue)
         return unpack_reply(target, kind, body, _load)
 
     async def _ask(
-        self, target: str, request: bytes, cancel_grace: float, on_overdue: Callable[[], None] | None
+        self,
+        target: str,
+        request: bytes,
+        end_wait: Callable[[], None],
+        cancel_grace: float,
+        on_overdue: Callable[[], None] | None,
     ) -> tuple[int, bytes]:
         while True:
             warm = bool(self._idle)
-            child = self._idle.pop() if warm else await ChildProcess.start(self._backend)
+            child = self._idle.pop() if warm else await self._start(target)
             self._working.add(child)
             try:
-                reply = await child.ask(request)
+                end_wait()
+                reply = await child.ask(request)  # looks first whether the wait was ended when it was over anyway
             except ChildGone:
                 returncode = await child.bury()  # noqa: ASYNC120 - shielded inside
                 # A child that died while it was idle has not seen the request, so nobody's handler ran.
@@ -148,6 +149,21 @@ class ProcessPool:
                 if not child.busy:
                     await self._give_back(child)  # noqa: ASYNC102 - shielded inside
             return reply
+
+    async def _start(self, target: str) -> ChildProcess:
+        child = await ChildProcess.start(self._backend)
+        self._working.add(child)
+        try:
+            await child.set_up()
+        except ChildGone:
+            returncode = await child.bury()  # noqa: ASYNC120 - shielded inside
+            raise ProcessDied(target, returncode, started=False) from None
+        except BaseException:
+            await child.end(0.0)  # noqa: ASYNC102 - shielded inside
+            raise
+        finally:
+            self._working.discard(child)
+        return child
 
     async def _give_back(self, child: ChildProcess) -> None:
         if self._slots is None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct("!QB")
 
-SETUP, REQUEST, STARTED, RETURNED, RAISED = range(5)
+SETUP, READY, REQUEST, STARTED, RETURNED, RAISED = range(6)
 
 
 @attrs.frozen
