@@ -176,7 +176,7 @@ def test_a_claim_whose_answer_was_lost_is_given_back(
 
 @pytest.mark.promise(15)
 @BACKENDS
-@pytest.mark.parametrize("kind", ["claim_sweep", "claim_limited"])
+@pytest.mark.parametrize("kind", ["claim_(?:sweep|hinted)", "claim_limited"], ids=["claim", "claim_limited"])
 def test_no_claim_is_waited_for_longer_than_a_heartbeat(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, kind: str
 ) -> None:
@@ -184,26 +184,29 @@ def test_no_claim_is_waited_for_longer_than_a_heartbeat(
     what the third took is given back within a heartbeat too.
     """
     lease, limits = 12.0, {"concurrency_limit": 1}
-    if kind == "claim_sweep":
-        start_behind(proxy, fleet, backend, lease=lease)
-        name, asleep = "short", "select sleeping from {schema}.worker"
-    else:
+    if kind == "claim_limited":
         start_behind(proxy, fleet, backend, program="tests.worker.limited", lease=lease, limits=limits)
         name, asleep = "limited", "select dozing <> '{{}}' from {schema}.worker"
+    else:
+        start_behind(proxy, fleet, backend, lease=lease)
+        name, asleep = "short", "select sleeping from {schema}.worker"
     wait_until(lambda: fleet.value(asleep))
     proxy.lose_answer(executes(kind), "silent")
-    fleet.enqueue(name, b"0")
+    ids = fleet.enqueue(name, b"0")
     claimed, losses = "select 1 from {schema}.running", 0
     while True:
         wait_until(lambda: proxy.has_lost)
         lost_at = time.monotonic()
-        losses += len(fleet.rows(claimed))  # it may have been the answer that there is nothing
+        if fleet.rows(claimed):
+            losses += 1
+        elif all(fleet.status(one) == "successful" for one in ids):
+            ids += fleet.enqueue(name, b"0")  # this test was so late that the one before has run meanwhile
         if losses == 3:
             break
         proxy.lose_answer(executes(kind), "silent")
     wait_until(lambda: not fleet.rows(claimed), timeout=lease)
     assert time.monotonic() - lost_at < lease / 3 + 2
-    wait_until(lambda: 1 == fleet.value("select count(*) from {schema}.finished where status = 'successful'"))
+    wait_until(lambda: all(fleet.status(one) == "successful" for one in ids))
 
 
 @pytest.mark.promise(15, 21)
