@@ -6,6 +6,8 @@ the rest, and what follows ``--`` goes to the tool (``python3 noxfile.py -s test
 be installed: run as a script, this file installs it into ``.venv`` and starts it.
 
 - There is one test session for each CPython, and one for each major version of PostgreSQL, that this machine has.
+- Every test runs in one of these sessions. The others leave out the heavy ones, which take many processes, servers of
+  their own or many rounds, unless tests are named (``-s coverage -- tests`` runs all).
 - Environments are kept in ``.nox`` and used again until ``pyproject.toml`` changes.
 - The tests run with the versions that ``tools/tests.lock`` names, each file checked by its hash.
 - Installations print what pip prints: a minute of silence looks like a hang.
@@ -54,6 +56,10 @@ nox.options.sessions = [
     *(f"tests-{version}" for version in (OTHERS[:-1] if POSTGRES else OTHERS)),
     "coverage",  # the tests on the oldest Python
 ]
+
+#: The sessions that leave out the heavy tests: all but one, which measures no coverage if there is such a one.
+LIGHT = [name for name in nox.options.sessions if name.startswith(("tests-", "postgres-", "coverage"))]
+LIGHT.remove(next((name for name in LIGHT if name.startswith("tests-")), "coverage"))
 
 #: Most tests wait for something: eight at a time keep two cores busy.
 PARALLEL = ("-n", "8", "--dist", "worksteal", "--durations", "25")
@@ -107,17 +113,24 @@ def install_once(session: nox.Session, state: str, *installations: Sequence[str]
     stamp.write_text(digest)
 
 
+def chosen_tests(session: nox.Session) -> list[str]:
+    """Which tests a session runs, and how, in pytest's words."""
+    if session.posargs:
+        return [*PARALLEL, *session.posargs]
+    return [*PARALLEL, *(["-m", "not heavy"] if session.name in LIGHT else ["--promises"])]
+
+
 def run_tests(session: nox.Session) -> None:
-    """The whole test suite, against the embedded PostgreSQL."""
+    """The test suite, against the embedded PostgreSQL."""
     prepare_tests(session)
-    session.run("python", "-m", "pytest", *PARALLEL, *session.posargs)
+    session.run("python", "-m", "pytest", *chosen_tests(session))
 
 
 def run_tests_on_postgres(session: nox.Session) -> None:
-    """The whole test suite, against an installed PostgreSQL."""
+    """The test suite, against an installed PostgreSQL."""
     major = int(session.name.rpartition("-")[2])
     prepare_tests(session)
-    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *PARALLEL, *session.posargs)
+    session.run("python", "-m", "pytest", f"--postgres-bin={POSTGRES[major]}", *chosen_tests(session))
 
 
 for _version, _python in PYTHONS.items():
@@ -128,11 +141,11 @@ for _major in POSTGRES:
 
 @nox.session(python=PYTHONS[OLDEST])
 def coverage(session: nox.Session) -> None:
-    """The whole test suite on the oldest Python, and how much of the package it runs, child processes included."""
+    """The test suite on the oldest Python, and how much of the package it runs, child processes included."""
     prepare_tests(session)
     session.env["COVERAGE_FILE"] = os.path.join(ROOT, session.virtualenv.location, "data")  # with its hundreds of parts
     session.run("python", "-m", "coverage", "erase")
-    session.run("python", "-m", "coverage", "run", "-m", "pytest", "--promises", *PARALLEL, *session.posargs)
+    session.run("python", "-m", "coverage", "run", "-m", "pytest", *chosen_tests(session))
     session.run("python", "-m", "coverage", "combine", "--quiet")
     session.run("python", "-m", "coverage", "report", *(["--fail-under=0"] if session.posargs else []))
 

@@ -65,10 +65,10 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """The type of the first leaf, and the first line of what it says: for logs."""
+    """The type of the first leaf, and the first line of what it says, if it says anything: for logs."""
     leaf = next(leaves(error))
-    message = str(leaf).partition("\n")[0]
-    return f"{type(leaf).__name__}: {message}"
+    name, message = type(leaf).__name__, str(leaf).partition("\n")[0]
+    return f"{name}: {message}" if message else name
 
 
 def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -12,6 +12,7 @@ import psycopg
 from anyio.lowlevel import checkpoint
 
 from .._doorbell import Doorbell
+from .._errors import in_a_line
 from .._retry import RetryPolicy
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ async def retrying(
                 pause = _POLICY.delay(failures)
                 if warned_at is None or now - warned_at >= WARN_EVERY:
                     warned_at = now
-                    logger.warning("%s failed, trying again: %s", what, error)
+                    logger.warning("%s failed, trying again: %s", what, in_a_line(error))
         else:
             if warned_at is not None:
                 logger.info("%s succeeded after %d failures", what, failures)

@@ -33,6 +33,7 @@ from psycopg import Error
 from .._db import Connection, is_transient
 from .._db.line import Line
 from .._doorbell import Doorbell
+from .._errors import in_a_line
 from .._holdings import Holdings
 from .._models import JobId
 from .._store._sql import Store
@@ -149,7 +150,7 @@ async def run_heartbeat(heart: Heart, *, task_status: TaskStatus[None] = anyio.T
             except (Error, OSError, TimeoutError) as error:
                 if not (isinstance(error, TimeoutError | OSError) or is_transient(error)):
                     raise
-                logger.warning("a heartbeat failed, trying again: %s", error)
+                logger.warning("a heartbeat failed, trying again: %s", in_a_line(error))
                 heart.line.close()
                 await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
                 pause = min(pause * 2, LONGEST_PAUSE, heart.interval)

@@ -12,6 +12,8 @@ import pytest
 from tests.cli.processes import Command, Commands
 from tests.worker.fleet import Fleet, wait_until
 
+pytestmark = pytest.mark.heavy
+
 OPTIONS = ["--dequeue-timeout=0.2", "--lease=2"]
 
 #: Taking a table away breaks the service that needs it: the name of a job that makes it notice, if it has none.

@@ -14,6 +14,8 @@ from tests.cli.processes import Commands
 from tests.executors.processes import is_gone
 from tests.worker.fleet import Fleet, wait_until
 
+pytestmark = pytest.mark.heavy
+
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 #: On a busy machine the end of a process alone takes seconds; the grace and the poll interval are 30 s (in seconds).
 SLOW = 20.0

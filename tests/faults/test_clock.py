@@ -19,6 +19,8 @@ from tests.faults.producer import producing
 from tests.faults.rows import form
 from tests.worker.fleet import ROOT
 
+pytestmark = pytest.mark.heavy
+
 HOUR = 3600
 #: Where the clock stands, one after the other (in seconds off).
 OFFSETS = (HOUR, 0, -HOUR, HOUR, -HOUR, 0)

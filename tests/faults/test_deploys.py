@@ -17,6 +17,8 @@ from tests.faults.rows import form
 from tests.faults.scene import BACKENDS, SLOTS, Scene
 from tests.worker.fleet import WorkerProcess
 
+pytestmark = pytest.mark.heavy
+
 #: Long enough that a busy machine costs nobody its lease (in seconds).
 LEASE = 10.0
 

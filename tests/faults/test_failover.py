@@ -16,6 +16,8 @@ from tests.faults.scene import Scene, open_scene
 from tests.worker.fleet import wait_until
 from tests.worker.proxy import open_proxy
 
+pytestmark = pytest.mark.heavy
+
 #: A claim is not waited for; one that the standby has not heard of is made again, before or after its worker notices.
 ALLOWED = "claims that the standby has not heard of are made again"
 #: How long after its promotion everybody has to be at work (in seconds).

@@ -15,6 +15,8 @@ from tests.faults.rows import form
 from tests.faults.scene import LEASE
 from tests.worker.fleet import wait_until
 
+pytestmark = pytest.mark.heavy
+
 #: How long a worker stands still, in leases: shorter, about as long, and longer.
 SHARES = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 2.0)
 

@@ -18,7 +18,10 @@ from tests.faults.rows import Row, form
 from tests.faults.scene import BACKENDS
 from tests.worker.fleet import Fleet, WorkerProcess, open_fleet, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux to see how much memory was used at most")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="needs Linux to see how much memory was used at most"),
+    pytest.mark.heavy,
+]
 
 PROGRAM = "tests.faults.heavy"
 #: Bytes of a large payload.

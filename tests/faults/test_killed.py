@@ -11,6 +11,8 @@ from tests.faults.conftest import SceneMaker
 from tests.faults.rows import form
 from tests.faults.scene import BACKENDS, LEASE
 
+pytestmark = pytest.mark.heavy
+
 #: After so many kills it is seen how long it takes until everybody is at work again.
 RECOVERIES = 4
 

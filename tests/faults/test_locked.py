@@ -19,6 +19,8 @@ from tests.faults.scene import LEASE, Scene
 from tests.worker.fleet import wait_until
 from tests.worker.own_server import OwnServer
 
+pytestmark = pytest.mark.heavy
+
 TABLES = ("queued", "running", "finished", "worker", "deferred", "limiter_state")
 #: Whatever is locked, a worker has this long to say farewell after its grace (in seconds): 5 s for its last outcomes,
 #: 5 s for its registration, and something for its end.

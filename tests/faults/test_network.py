@@ -17,6 +17,8 @@ from tests.faults.rows import form
 from tests.faults.scene import BACKENDS
 from tests.worker.proxy import Proxy, open_proxy
 
+pytestmark = pytest.mark.heavy
+
 
 @attrs.frozen
 class Trouble:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from tests.faults.conftest import SceneMaker
 from tests.faults.rows import TOO_LATE, form
 from tests.poolers import open_pgbouncer
+
+pytestmark = pytest.mark.heavy
 
 
 def test_the_pooler_is_killed(make_scene: SceneMaker, server_dsn: str) -> None:

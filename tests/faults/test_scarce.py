@@ -17,6 +17,8 @@ from tests.faults.small_disk import open_server_on_a_small_disk
 from tests.worker.fleet import wait_until
 from tests.worker.own_server import open_own_server
 
+pytestmark = pytest.mark.heavy
+
 #: How long a shortage lasts (in seconds): longer than a lease.
 DURATION = LEASE + 1
 BOUND = 15.0

@@ -18,6 +18,8 @@ from tests.faults.rows import Row, form
 from tests.faults.scene import BACKENDS, SLOTS
 from tests.worker.own_server import OwnServer
 
+pytestmark = pytest.mark.heavy
+
 WAYS = {
     "fast": "the server is restarted in fast mode",
     "immediate": "the server crashes (immediate mode)",

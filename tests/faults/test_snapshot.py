@@ -6,10 +6,13 @@ import statistics
 import time
 
 import psycopg
+import pytest
 
 from tests.faults.rows import form
 from tests.faults.scene import open_scene
 from tests.worker.own_server import open_own_server
+
+pytestmark = pytest.mark.heavy
 
 #: Autovacuum looks at every table once a second, at full speed, whatever little has changed.
 STORM = {

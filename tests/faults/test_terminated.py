@@ -12,6 +12,8 @@ from tests.faults.rows import form
 from tests.faults.scene import Scene
 from tests.worker.fleet import wait_until
 
+pytestmark = pytest.mark.heavy
+
 #: A worker's connections by their application name, and the pool of producers.
 ROLES = (
     "pgq_anyio listen",

@@ -20,6 +20,8 @@ from tests.fuzz.test_functions import counts
 from tests.fuzz.values import HOSTILE, NUMBERS, TEXTS
 from tests.profiles import scaled
 
+pytestmark = pytest.mark.heavy
+
 #: As a shell can pass them: no NUL.
 WORDS = (st.sampled_from(HOSTILE) | NUMBERS.map(str) | TEXTS).map(lambda text: text.replace("\x00", ""))
 COMMANDS = st.sampled_from(

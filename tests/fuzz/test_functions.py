@@ -18,6 +18,8 @@ from pgq_anyio._store._sql import Store
 from tests.fuzz.values import DUES, NUMBERS, ODD, TEXTS
 from tests.profiles import scaled
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def queries(dsn: str, schema: str) -> Iterator[SyncQueries]:

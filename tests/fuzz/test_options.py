@@ -19,6 +19,8 @@ from tests.fuzz.test_functions import attempt
 from tests.fuzz.values import DUES, HOSTILE, NUMBERS, ODD, TEXTS
 from tests.profiles import scaled
 
+pytestmark = pytest.mark.heavy
+
 DURATIONS = (
     st.sampled_from([math.nan, math.inf, -math.inf, -1.0, -0.0, 0, 1e-300, 5e-324, 1e300])
     | NUMBERS

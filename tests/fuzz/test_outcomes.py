@@ -11,7 +11,7 @@ import pytest
 from pgq_anyio import Cancel, ConfigurationError, Discard, Job, JobStatus, PgQueuer, PsycopgDriver, Queries, Retry
 from tests.fuzz.values import HOSTILE
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 REASONS: tuple[Any, ...] = (*HOSTILE, None, 0, 7, True, b"bytes", ["list"], object(), ValueError("error"))
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from pgq_anyio import ConfigurationError, PsycopgDriver, Queries, SyncQueries
 from tests.fuzz.test_functions import attempt, counts
 from tests.fuzz.values import DUES, NUMBERS, ODD, TEXTS, ZONES
 from tests.profiles import scaled
+
+pytestmark = pytest.mark.heavy
 
 ANYTHING = ODD | NUMBERS | TEXTS | DUES
 #: What is left out is no filter, and then others would match.

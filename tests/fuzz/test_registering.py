@@ -30,6 +30,8 @@ from tests.fuzz.test_options import DURATIONS
 from tests.fuzz.values import HOSTILE, NUMBERS, ODD, TEXTS
 from tests.profiles import scaled
 
+pytestmark = pytest.mark.heavy
+
 #: Larger than any float, too.
 ANYTHING = ODD | NUMBERS | TEXTS | st.sampled_from([10**400, -(10**400)])
 FLAGS = st.booleans() | ANYTHING

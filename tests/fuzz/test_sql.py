@@ -20,6 +20,8 @@ from tests.fuzz.test_functions import attempt, counts
 from tests.fuzz.values import ENDS, NUMBERS, TEXTS
 from tests.profiles import scaled
 
+pytestmark = pytest.mark.heavy
+
 #: Call the function; the id of the new job, or the server's error.
 Call = Callable[[Any, Any, Any, Any], Any]
 

@@ -26,6 +26,8 @@ from tests.model.workers import Learn, Worker
 from tests.model.world import open_world
 from tests.profiles import scaled
 
+pytestmark = pytest.mark.heavy
+
 #: Numbers of workers and claims, which no run uses twice.
 _numbers = itertools.count(1)
 

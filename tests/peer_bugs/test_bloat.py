@@ -22,7 +22,7 @@ from tests.store.test_strict_order import open_snapshot
 
 __all__ = ["connect", "store"]
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(47)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(47), pytest.mark.heavy]
 
 JOBS: Final = 1000
 NAMES: Final = ("fetch", "narrow", "rated")

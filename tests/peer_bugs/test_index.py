@@ -9,6 +9,8 @@ import pytest
 
 from tests.peer_bugs.rows import ROWS, Row
 
+pytestmark = pytest.mark.heavy
+
 TESTS = Path(__file__).parents[1]
 
 

@@ -16,7 +16,7 @@ from tests.store.scenes import rows, value
 
 __all__ = ["store"]
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(24, 25)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(24, 25), pytest.mark.heavy]
 
 
 async def beat_again(conn: Connection, store: Store, term: Term) -> None:

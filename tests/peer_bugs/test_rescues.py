@@ -19,7 +19,7 @@ from tests.store.scenes import add_jobs, add_worker, claim, rows, value
 
 __all__ = ["connect", "store"]
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 ROUNDS = scaled(200).max_examples
 WORKERS = 500

@@ -17,7 +17,7 @@ from tests.store.scenes import add_jobs, rows, value
 
 __all__ = ["store"]
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(23, 28, 35)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(23, 28, 35), pytest.mark.heavy]
 
 
 class Stubborn:

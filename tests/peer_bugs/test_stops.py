@@ -13,7 +13,7 @@ from tests.store.scenes import add_jobs, rows, value
 
 __all__ = ["store"]
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 
 async def test_a_timeout_shorter_than_the_grace(dsn: str, store: Store, conn: Connection) -> None:

@@ -15,7 +15,7 @@ from psycopg import sql
 from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
 from tests.worker.own_server import open_own_server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(48)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(48), pytest.mark.heavy]
 
 SCHEMA: Final = "fleet"
 #: Workers that serve the name, and workers that do not.

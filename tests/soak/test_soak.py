@@ -37,6 +37,7 @@ PERIOD, LOOK = (20.0, 5.0) if MINUTES else (1.0, 1.0)
 PATIENCE = 120.0
 
 pytestmark = [
+    pytest.mark.heavy,
     pytest.mark.skipif(sys.platform != "linux", reason="needs Linux to see what processes use"),
     pytest.mark.timeout(MINUTES * 60 + 900),
 ]

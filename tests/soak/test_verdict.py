@@ -22,6 +22,8 @@ from tests.soak.verdict import (
     percentiles,
 )
 
+pytestmark = pytest.mark.heavy
+
 KILLED = Fault(name="killed", began_at=100, ended_at=110, pids=frozenset([1]))
 CRASH = Fault(name="crash", began_at=100, ended_at=110, is_crash=True)
 

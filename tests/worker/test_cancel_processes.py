@@ -12,6 +12,8 @@ from pgq_anyio import JobId, SyncQueries
 from tests.bounds import Within
 from tests.worker.fleet import Fleet, wait_until
 
+pytestmark = pytest.mark.heavy
+
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 
 

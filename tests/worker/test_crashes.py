@@ -12,6 +12,8 @@ from psycopg import sql
 
 from tests.worker.fleet import Fleet, wait_until
 
+pytestmark = pytest.mark.heavy
+
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 LEASE = 2.0
 

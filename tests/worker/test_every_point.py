@@ -37,7 +37,7 @@ from pgq_anyio._store.worker import mark_left
 from tests.profiles import scaled
 from tests.store.scenes import add_jobs, add_worker, cancel, claim, rows
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 DEEDS = ("cancel before", "cancel after", "stop", "reset", "lose answer")
 #: Every so many waits.

@@ -19,7 +19,7 @@ from pgq_anyio._services import heartbeat
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store.worker import Pulse, beat_worker
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 #: No poll: what is found is found because somebody said so.
 PATIENT: dict[str, Any] = {"dequeue_timeout": 3600, "shutdown_grace": 3600}

@@ -25,7 +25,7 @@ from pgq_anyio.testing import running_worker
 from tests.bounds import BUSY, Within
 from tests.worker.own_server import OwnServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 
 class Producer:

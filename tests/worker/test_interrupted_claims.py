@@ -16,7 +16,7 @@ from pgq_anyio._services.limited.claiming import claim_limited_once
 from tests.store.scenes import add_jobs, claim
 from tests.worker.passes import DEEDS, Passes, try_everywhere
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(15, 17, 36)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(15, 17, 36), pytest.mark.heavy]
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -18,7 +18,7 @@ from pgq_anyio._worker import _say_farewell
 from tests.store.scenes import add_jobs, add_worker, cancel, claim
 from tests.worker.passes import DEEDS, Passes, try_everywhere
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(15, 17, 36)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(15, 17, 36), pytest.mark.heavy]
 
 #: Every job of a test: (name, state, attempt, crashes).
 JOBS = """

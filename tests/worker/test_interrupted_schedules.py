@@ -17,7 +17,7 @@ from pgq_anyio._timetable import HeldSchedule, Wanted
 from tests.store.scenes import add_worker, rows
 from tests.worker.passes import DEEDS, Passes, try_everywhere
 
-pytestmark = [pytest.mark.anyio, pytest.mark.promise(36, 42)]
+pytestmark = [pytest.mark.anyio, pytest.mark.promise(36, 42), pytest.mark.heavy]
 
 KEY = ("report", "@daily")
 RIVAL = 1

@@ -14,6 +14,8 @@ from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, wait_until
 from tests.worker.proxy import Proxy
 
+pytestmark = pytest.mark.heavy
+
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 PROGRAM = "tests.worker.away"
 #: The shortest there is.
@@ -44,10 +46,11 @@ def test_two_hundred_long_jobs_outlive_a_failed_heartbeat(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str
 ) -> None:
     """The heartbeat's connection breaks while they run, and another worker looks on: each runs once."""
-    first = fleet.start(backend, program=PROGRAM, dsn=proxy.dsn, lease=LEASE, max_concurrency=200, batch_size=200)
+    lease = 3 * LEASE  # the next heartbeat needs a new connection, and two hundred jobs start meanwhile
+    first = fleet.start(backend, program=PROGRAM, dsn=proxy.dsn, lease=lease, max_concurrency=200, batch_size=200)
     ids = fleet.enqueue("short", b"10.2", times=200)
     wait_until(lambda: 200 == len(journal.read()))
-    second = fleet.start(backend, program=PROGRAM, lease=LEASE)
+    second = fleet.start(backend, program=PROGRAM, lease=lease)
     (worker_id,) = fleet.rows("select worker_id from {schema}.worker where name like %s", f"%:{first.pid}")[0]
     assert 1 == proxy.cut("heartbeat")
     wait_until(lambda: 200 == finished(fleet), timeout=20)

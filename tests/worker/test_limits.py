@@ -20,6 +20,8 @@ from tests.worker.fleet import BACKENDS, Fleet, wait_until
 from tests.worker.limited_fleet import LEASE, count_ended, enqueue, highest_overlap, pids, start, trickle, wait_for
 from tests.worker.own_server import OwnServer
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.promise(18)
 @BACKENDS

@@ -12,6 +12,8 @@ from pgq_anyio import JobId, JobStatus, SyncQueries
 from tests.worker.away import Journal
 from tests.worker.fleet import BACKENDS, Fleet, WorkerProcess, wait_until
 
+pytestmark = pytest.mark.heavy
+
 PROGRAM = "tests.worker.away"
 
 

@@ -21,7 +21,7 @@ from tests.poolers import PgBouncer, open_pgbouncer
 from tests.worker.fleet import wait_until
 from tests.worker.own_server import OwnServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
 from tests.poolers import open_pgbouncer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 LEASE = 3.0
 #: Settings that a worker makes for itself, and that nobody else may find.

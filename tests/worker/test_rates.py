@@ -13,6 +13,8 @@ import pytest
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
 from tests.worker.limited_fleet import count_ended, enqueue, start
 
+pytestmark = pytest.mark.heavy
+
 
 def starts(fleet: Fleet) -> list[datetime]:
     """When handlers began."""

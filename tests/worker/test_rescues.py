@@ -11,6 +11,8 @@ from pgq_anyio import JobId, SyncQueries
 from tests.bounds import Within
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
 
+pytestmark = pytest.mark.heavy
+
 LEASE = 2.0
 
 

@@ -13,6 +13,8 @@ from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
 from tests.worker.own_server import OwnServer
 
+pytestmark = pytest.mark.heavy
+
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 PROGRAM = "tests.worker.away"
 #: How long the server is away (in seconds).

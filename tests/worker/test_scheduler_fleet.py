@@ -12,6 +12,8 @@ import pytest
 from tests.bounds import Within
 from tests.worker.fleet import BACKENDS, Fleet, WorkerProcess, wait_until
 
+pytestmark = pytest.mark.heavy
+
 LEASE = 2.0
 SECONDLY = "* * * * * *"
 YEARLY = "0 0 1 1 *"

@@ -12,6 +12,8 @@ from pgq_anyio.testing import running_worker
 from tests.worker.fleet import BACKENDS, Fleet, wait_until
 from tests.worker.limited_fleet import count_ended, enqueue, highest_overlap, pids, start, trickle, wait_for
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.mark.promise(20)
 @BACKENDS

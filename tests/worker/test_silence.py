@@ -18,6 +18,8 @@ from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
 from tests.worker.proxy import Loss, Proxy, executes
 
+pytestmark = pytest.mark.heavy
+
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 PROGRAM = "tests.worker.away"
 LEASE = 4.0

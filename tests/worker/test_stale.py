@@ -14,6 +14,8 @@ from tests.worker.fleet import Fleet, wait_until
 from tests.worker.limited_fleet import enqueue as enqueue_limited
 from tests.worker.limited_fleet import start as start_limited
 
+pytestmark = pytest.mark.heavy
+
 LEASE = 2.0
 
 

@@ -13,7 +13,7 @@ from pgq_anyio import Job, PgQueuer, Queries, _term
 from pgq_anyio._db import Connection
 from tests.worker.proxy import Proxy, executes
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 
 async def wait_for(fact: Callable[[], object]) -> None:
