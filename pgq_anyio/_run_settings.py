@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Literal, get_args
 
@@ -56,20 +56,25 @@ def check_run_settings(
     block_warning: float | timedelta | None,
     retention: RetentionLike,
     exit_process: bool,
+    called: Callable[[str], str] = str,
 ) -> RunSettings:
-    """:raises ConfigurationError: if an option cannot be used; the message names it"""
+    """Look at what was asked for.
+
+    :param called: gives the name by which whoever asked knows an option
+    :raises ConfigurationError: if an option cannot be used; the message names it
+    """
     if mode not in get_args(Mode):
-        raise ConfigurationError(f"mode must be 'continuous' or 'drain', not {mode!r}")
+        raise ConfigurationError(f"{called('mode')} must be 'continuous' or 'drain', not {mode!r}")
     return RunSettings(
-        dequeue_timeout=seconds("dequeue_timeout", dequeue_timeout, above=0.0),
-        batch_size=count("batch_size", batch_size, at_most=10_000),
-        max_concurrency=count("max_concurrency", max_concurrency, at_most=100_000),
+        dequeue_timeout=seconds(called("dequeue_timeout"), dequeue_timeout, above=0.0),
+        batch_size=count(called("batch_size"), batch_size, at_most=10_000),
+        max_concurrency=count(called("max_concurrency"), max_concurrency, at_most=100_000),
         mode=mode,
-        lease=seconds("lease", lease, at_least=MIN_LEASE),
-        shutdown_grace=seconds("shutdown_grace", shutdown_grace),
-        cancel_grace=seconds("cancel_grace", cancel_grace),
+        lease=seconds(called("lease"), lease, at_least=MIN_LEASE),
+        shutdown_grace=seconds(called("shutdown_grace"), shutdown_grace),
+        cancel_grace=seconds(called("cancel_grace"), cancel_grace),
         signals=_check_signals(signals),
-        block_warning=None if block_warning is None else seconds("block_warning", block_warning, above=0.0),
+        block_warning=None if block_warning is None else seconds(called("block_warning"), block_warning, above=0.0),
         retention=check_retention(retention),
         exit_process=exit_process,
     )

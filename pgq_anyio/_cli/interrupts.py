@@ -64,7 +64,7 @@ class Interrupts:
             yield
         except BaseException:
             if self._raised:
-                raise KeyboardInterrupt from None
+                raise KeyboardInterrupt from None  # noqa: ASYNC104 - the loop is gone, nothing is cancelled
             raise
         finally:
             self._cancel = None

@@ -100,6 +100,7 @@ def run(
         block_warning=block_warning,
         retention=retention,
         exit_process=True,
+        called=lambda name: "--" + name.replace("_", "-"),
     )
     if dsn is not None:
         find_database(dsn, os.environ)  # a bad one is told before anything is loaded
