@@ -110,7 +110,7 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
     while not worker.stop.requested:
         term = worker.term = Term(worker)
         try:
-            if await _until_stopped(worker.stop, term.register):
+            if await _until_stopped(worker.stop, term.registration.register):
                 await _run_term(term, task_status)
         finally:
             if term.lease_scope.cancel_called:
@@ -135,7 +135,7 @@ async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
             with term.lease_scope:
                 if await _until_stopped(stop, partial(_start_upkeep, term, upkeep)):
                     async with _open_process_pool(term) as pool:
-                        term.open_tools(pool)
+                        term.handlers.open_tools(pool)
                         with term.stop_scope:
                             stop.bind(term.stop_scope)
                             await _run_jobs(term, task_status)
@@ -160,7 +160,7 @@ async def _run_jobs(term: Term, task_status: TaskStatus[None]) -> None:
 
 async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]) -> None:
     """Everything that brings in work, until the stop is requested."""
-    term.jobs = jobs
+    term.handlers.open(jobs)
     guard = partial(_guard, term.worker)
     async with anyio.create_task_group() as intake:
         try:
@@ -268,12 +268,12 @@ async def _until_stopped(stop: Stop, function: Callable[[], Awaitable[object]]) 
 
 async def _say_farewell(term: Term) -> None:
     """Store what is left and give up the registration, within bounds and whatever is being cancelled."""
-    if not term.heartbeat_line.opened:
+    if not term.lines.heartbeat.opened:
         return  # it never reached the database
     with anyio.move_on_after(FAREWELL, shield=True) as scope:
         try:
             await term.worker.endings.wait_stored()
-            await retrying(term.leave_once, what="saying farewell", max_time=FAREWELL / 2)
+            await retrying(term.registration.leave, what="saying farewell", max_time=FAREWELL / 2)
         except Exception as error:  # the lease ends what cannot be said
             logger.error(
                 "the worker could not say farewell to the database (%s); its lease will end by itself",
@@ -284,4 +284,4 @@ async def _say_farewell(term: Term) -> None:
         logger.error(
             "the database did not answer the worker's farewell within %g s; its lease will end by itself", FAREWELL
         )
-    term.close()
+    term.lines.close()

@@ -111,7 +111,7 @@ class Passes:
         return await retrying(work, what="a pass")
 
     def _note_connections(self) -> None:
-        lines = (*self.term._lines, self.term.scheduler.line, self.completion)
+        lines = (*self.term.lines.all(), self.completion)
         for line in lines:
             if line._conn is not None and not line._conn.closed:
                 self._pids[line._conn.info.backend_pid] = line._conn
@@ -186,17 +186,17 @@ async def open_passes(app: PgQueuer, driver: PsycopgDriver, conn: Connection) ->
         async with anyio.create_task_group() as services:
             services.start_soon(complete, completion, store, worker.endings, CompleterShield())
             try:
-                await term.register()
-                term.open_tools(None)
+                await term.registration.register()
+                term.handlers.open_tools(None)
                 with term.lease_scope, term.stop_scope:
-                    async with anyio.create_task_group() as term.jobs:
+                    async with anyio.create_task_group() as jobs:
+                        term.handlers.open(jobs)
                         yield Passes(worker, term, completion, conn)
                         term.stop_scope.cancel()
             finally:
                 worker.endings.close()
     finally:
-        term.close()
-        term.scheduler.line.close()
+        term.lines.close()
 
 
 async def try_everywhere(

@@ -134,10 +134,10 @@ async def test_reconcile(
         await passes.rows("delete from {schema}.running")  # as if a crash of the server had undone the claim
         (stray,) = await add_jobs(conn, passes.store)
         await claim(conn, passes.store, 2**40, worker_id=term.worker_id)
-        term.heartbeat_line.close()
-        is_done = await passes.interrupt(deed, k, term.heartbeat_line, lambda: beat_once(term.heart))
+        term.lines.heartbeat.close()
+        is_done = await passes.interrupt(deed, k, term.lines.heartbeat, lambda: beat_once(term.heart))
         if is_done:
-            term.heartbeat_line.close()
+            term.lines.heartbeat.close()
             assert await passes.again(lambda: beat_once(term.heart)), where
         with anyio.fail_after(10):
             while term.holdings.running():  # noqa: ASYNC110  (its handler is ending)

@@ -173,13 +173,13 @@ async def test_leaving(deed: str, app: PgQueuer, driver: PsycopgDriver, conn: Co
     async def scene(passes: Passes, deed: str, k: int) -> bool:
         where, term = f"{deed} at await {k}", passes.term
         await claim_in_vain(passes)
-        is_done = await passes.interrupt(deed, k, term.heartbeat_line, term.leave_once)
+        is_done = await passes.interrupt(deed, k, term.lines.heartbeat, term.registration.leave)
         if await passes.rows("select worker_id from {schema}.worker"):
             assert 4 == await passes.value("select count(*) from {schema}.running"), where
             assert [("daily", term.worker_id, False)] == await schedules(passes), where
         else:
             await check_gone(passes, where)
-        await passes.again(term.leave_once)
+        await passes.again(term.registration.leave)
         await check_gone(passes, where)
         return is_done
 
@@ -199,7 +199,7 @@ async def test_farewell(deed: str, broken: str, app: PgQueuer, driver: PsycopgDr
         for name in ("back", "done"):
             await add_jobs(conn, passes.store, name=name)
             ended += await claim(conn, passes.store, 2**41, worker_id=term.worker_id, name=name)
-        line = term.heartbeat_line if broken == "heartbeat" else passes.completion
+        line = term.lines.heartbeat if broken == "heartbeat" else passes.completion
         await line.connection()
 
         async def end_and_leave() -> None:

@@ -111,7 +111,7 @@ async def test_a_claim_that_a_crash_has_undone_is_noticed_with_the_next_heartbea
             await Queries(driver, schema=empty_schema).enqueue("fetch")
             term.claimer.bell.ring()
             await wait_for(lambda before=before: len(runs) > before)  # type: ignore[misc]
-            opened = {line.role: line.opened for line in term._lines}
+            opened = {line.role: line.opened for line in term.lines.all()}
             crash(own_server)
             with connect(own_server) as connection:
                 query = sql.SQL("select count(*) from {}").format(sql.Identifier(empty_schema, "queued"))
@@ -120,7 +120,7 @@ async def test_a_claim_that_a_crash_has_undone_is_noticed_with_the_next_heartbea
         await wait_for(lambda: CancelReason.LEASE_LOST in seen)
         await wait_for(lambda: len(runs) > before + 1)
         assert [CancelReason.LEASE_LOST] == seen
-        assert opened == {line.role: line.opened for line in term._lines}
+        assert opened == {line.role: line.opened for line in term.lines.all()}
         for release in runs:
             release.set()
 

@@ -7,9 +7,10 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from pgq_anyio import Job, PgQueuer, _term
+from pgq_anyio import Job, PgQueuer
 from pgq_anyio._db import Connection
 from pgq_anyio._store._sql import Store
+from pgq_anyio._term import lines
 from pgq_anyio.testing import running_worker
 from tests.store.scenes import rows, value
 
@@ -55,7 +56,7 @@ async def test_a_registration_that_was_interrupted_leaves_nothing(
     app: PgQueuer, conn: Connection, schema: str, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is committed although it was cancelled; the farewell has to come after it."""
-    monkeypatch.setattr(_term, "REGISTRATION_CLEANUP", 10.0)
+    monkeypatch.setattr(lines, "REGISTRATION_CLEANUP", 10.0)
     store = Store(schema)
     await rows(conn, store, SLOW_SERVER)
 

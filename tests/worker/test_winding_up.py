@@ -9,8 +9,9 @@ from functools import partial
 import anyio
 import pytest
 
-from pgq_anyio import Job, PgQueuer, Queries, _term
+from pgq_anyio import Job, PgQueuer, Queries
 from pgq_anyio._db import Connection
+from pgq_anyio._term import term
 from tests.worker.proxy import Proxy, executes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
@@ -38,7 +39,7 @@ async def test_nothing_stays_claimed(
     just after it was told to end.
     """
     # Or a heartbeat might give the job back before the network is silent.
-    monkeypatch.setattr(_term, "SHORTEST_CLAIM_TIMEOUT", 30.0)
+    monkeypatch.setattr(term, "SHORTEST_CLAIM_TIMEOUT", 30.0)
     app = PgQueuer(proxy.dsn, schema=schema)
 
     @app.entrypoint("fetch")
