@@ -45,6 +45,8 @@ from .._registry import HandlerKind
 TURN: Final = 0.005
 #: Jobs that were claimed ahead are given back between this time and twice as much after their claim (in seconds).
 LONGEST_WAIT: Final = 0.2
+#: What a task is called that has no job.
+IDLE: Final = "slot"
 
 
 @attrs.define(eq=False)
@@ -62,6 +64,10 @@ class Slots:
     on_late: Callable[[Sequence[Run]], None]
     _waiting: deque[Run] = attrs.field(factory=deque, init=False)
     _is_taken_care_of: bool = attrs.field(default=False, init=False)
+    #: slots without a job, each of which waits for its event
+    _idle: list[anyio.Event] = attrs.field(factory=list, init=False)
+    #: whether no slot is to wait for a job any more
+    _is_closed: bool = attrs.field(default=False, init=False)
     #: whether a job makes a step that may be its last: its own task takes the next job then
     _is_stepping: bool = attrs.field(default=False, init=False)
     #: whether there was something to start meanwhile
@@ -92,7 +98,10 @@ class Slots:
         while self._waiting and not self._is_taken_care_of and self.holdings.has_slot:
             if _shares_a_task(self._waiting[0]):
                 self._is_taken_care_of = True
-                self._start_task(self._serve, name="jobs")
+                if self._idle:
+                    self._idle.pop().set()
+                else:
+                    self._start_task(self._serve, name=IDLE)
             else:
                 self._start_alone(self._take())
         if self._waiting and not self._is_taken_care_of and self._watch_scope is None:
@@ -100,8 +109,11 @@ class Slots:
             self._start_task(self._watch, self._watch_scope, name="jobs claimed ahead")
 
     def give_back(self) -> None:
-        """Give up on all jobs that have not started."""
+        """Give up on all jobs that have not started, and start no further ones."""
         self._give_back(list(self._waiting))
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().set()
         if self._watch_scope is not None:
             self._watch_scope.cancel()
 
@@ -167,11 +179,28 @@ class Slots:
                     if remainder is None:
                         return
                     await remainder
-                if count_cancels() or self._is_taken_care_of or not self._waiting or not self.holdings.has_slot:
+                if count_cancels():
                     return
+                if self._is_taken_care_of or not self._waiting or not self.holdings.has_slot:
+                    await self._idle_until_wanted()
+                    if self._is_closed:
+                        return
                 self._is_taken_care_of = True
         finally:
             self.go_on()
+
+    async def _idle_until_wanted(self) -> None:
+        rename_current_task(IDLE)
+        wanted = anyio.Event()
+        self._idle.append(wanted)
+        try:
+            await wanted.wait()
+        except anyio.get_cancelled_exc_class():
+            if wanted.is_set():
+                self._is_taken_care_of = False  # somebody else has to
+            else:
+                self._idle.remove(wanted)
+            raise
 
     async def _serve_until_one_waits(self, scope: CancelScope, count_cancels: Callable[[], int]) -> _Remainder | None:
         """Make the first steps of jobs, up to one that waits; what is left of it, or ``None`` if there are no more."""

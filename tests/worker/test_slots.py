@@ -7,6 +7,8 @@ from contextvars import ContextVar
 
 import anyio
 import pytest
+import sniffio
+import trio
 
 from pgq_anyio import CancelReason, ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
 from pgq_anyio.testing import drain, running_worker
@@ -27,6 +29,41 @@ async def test_jobs_that_do_not_wait_share_a_task(app: PgQueuer, queries: Querie
     await queries.enqueue(["quick"] * 100, None)
     await drain(app)
     assert len(tasks) < 20
+
+
+async def test_tasks_of_jobs_that_waited_take_further_ones(app: PgQueuer, queries: Queries) -> None:
+    """Five rounds of twenty jobs need twenty tasks, which have no job's name in between."""
+    tasks: set[object] = set()  # the tasks themselves: the id of one that is gone may come again
+    running = 0
+    everybody = anyio.Event()
+
+    @app.entrypoint("waits")
+    async def waits(job: Job) -> None:
+        nonlocal running
+        tasks.add(native_task())
+        running += 1
+        if running == 20:
+            everybody.set()
+        await everybody.wait()
+
+    async with running_worker(app, max_concurrency=20):
+        for _ in range(5):
+            running, everybody = 0, anyio.Event()
+            ids = await queries.enqueue(["waits"] * 20, None)
+            with anyio.fail_after(20):
+                while set((await queries.job_status(ids)).values()) != {JobStatus.SUCCESSFUL}:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+        names = [task.name for task in anyio.get_running_tasks()]
+    assert len(tasks) <= 20
+    assert len([name for name in names if name == "slot"]) == len(tasks)
+    assert not [name for name in names if name and name.startswith("job:")]
+
+
+def native_task() -> object:
+    """The event loop's own object."""
+    if sniffio.current_async_library() == "trio":
+        return trio.lowlevel.current_task()
+    return asyncio.current_task()
 
 
 @pytest.mark.parametrize("waits", [False, True])
