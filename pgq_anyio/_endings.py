@@ -6,6 +6,7 @@ the database, are bounded in memory too. Ten thousand jobs that fail with long e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,11 +23,11 @@ Ending = tuple[Held | HeldSchedule, Outcome]
 #: Bytes of a payload, or characters of an error, that count like one more outcome.
 UNIT: Final = 10_000
 
-#: So many outcomes that came while the last batch was stored promise more (a worker that does little else).
-BUSY: Final = 8
 #: How many are worth a batch of their own, and how long the first may wait for them (in seconds).
 WORTHWHILE: Final = 100
 PATIENCE: Final = 0.005
+#: So many outcomes have to come within that time, or it is not worth it.
+BUSY: Final = 8
 
 
 def weigh(ending: Ending) -> int:
@@ -57,6 +58,12 @@ class Endings:
     _abandoned: bool = attrs.field(default=False, init=False)
     #: whether somebody waits for one of those that were gathered
     _urgent: bool = attrs.field(default=False, init=False)
+    #: how many have come so far, and when that was last looked at, with how many by then
+    _came: int = attrs.field(default=0, init=False)
+    _looked_at: float = attrs.field(default=-math.inf, init=False)
+    _had_come: int = attrs.field(default=0, init=False)
+    #: whether they come so fast that it is worth waiting for more
+    _is_busy: bool = attrs.field(default=False, init=False)
     #: ends a wait for more
     _worthwhile: anyio.Event | None = attrs.field(default=None, init=False)
 
@@ -81,6 +88,7 @@ class Endings:
         self._gathered_weight += weight
         self._weight += weight
         self._unstored += 1
+        self._came += 1
         self._bell.ring()
         if urgent:
             self._urgent = True
@@ -96,11 +104,19 @@ class Endings:
 
     async def wait_worthwhile(self) -> None:
         """If outcomes come fast, wait for a batch that is worth it, but not for long."""
-        if BUSY <= self._gathered_weight < WORTHWHILE and not self._urgent and not self._closed:
+        self._look(anyio.current_time())
+        if self._is_busy and self._gathered_weight < WORTHWHILE and not self._urgent and not self._closed:
             self._worthwhile = anyio.Event()
             with anyio.move_on_after(PATIENCE):
                 await self._worthwhile.wait()
             self._worthwhile = None
+
+    def _look(self, now: float) -> None:
+        """Learn how fast they come, from no less than the time that one may wait."""
+        elapsed = now - self._looked_at
+        if elapsed >= PATIENCE:
+            self._is_busy = (self._came - self._had_come) * PATIENCE >= BUSY * elapsed
+            self._looked_at, self._had_come = now, self._came
 
     async def take(self, most: int) -> list[Ending]:
         """Up to ``most`` outcomes, fewer if they are large, as soon as there are any; an empty list once the queue is

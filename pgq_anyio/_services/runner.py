@@ -1,9 +1,8 @@
 """Runs one job, or one occurrence of a schedule, in a scope of its own and decides its outcome.
 
 Whose cancellation it was is read from scopes and records, never from the type of an exception: a ``CancelledError``
-that no
-scope explains is the handler's own failure. Whatever a handler raises, ``SystemExit`` and ``KeyboardInterrupt``
-included, is that job's failure; only a real Ctrl-C goes through, after the job was given back.
+that no scope explains is the handler's own failure. Whatever a handler raises, ``SystemExit`` and
+``KeyboardInterrupt`` included, is that job's failure; only a real Ctrl-C goes through, after the job was given back.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from pgq_anyio import Job, JobId
 from pgq_anyio import _endings as endings_module
 from pgq_anyio._doorbell import Doorbell
-from pgq_anyio._endings import BUSY, WORTHWHILE, Endings
+from pgq_anyio._endings import BUSY, PATIENCE, WORTHWHILE, Endings
 from pgq_anyio._hints import Hints
 from pgq_anyio._holdings import Holdings
 from pgq_anyio._lifecycle import SUCCEEDED
@@ -120,17 +120,31 @@ async def test_a_claimer_that_hangs_in_its_turn_is_not_waited_for(monkeypatch: p
     claimer.holdings.lose_claim(number)
 
 
+#: That is fast, if it was within the patience.
+MANY = 2 * BUSY
+
+
+def make_endings(ago: float) -> Endings:
+    """So long ago (in seconds) somebody looked how many had come: none."""
+    endings = Endings()
+    endings._looked_at = anyio.current_time() - ago
+    return endings
+
+
 @pytest.mark.parametrize("end", ["enough", "urgent", "closed"])
 async def test_outcomes_that_come_fast_are_gathered(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """Until they are worth a batch, somebody waits for one of them, or the worker leaves."""
     monkeypatch.setattr(endings_module, "PATIENCE", 1000.0)
-    endings = Endings()
-    put(endings, BUSY)
+    endings = make_endings(1000.0)
+    put(endings, MANY)
+    has_gone_on = False
 
     async def go_on() -> None:
+        nonlocal has_gone_on
+        has_gone_on = True
         match end:
             case "enough":
-                put(endings, WORTHWHILE - BUSY)
+                put(endings, WORTHWHILE - MANY)
             case "urgent":
                 put(endings, 1, urgent=True)
             case _:
@@ -140,33 +154,36 @@ async def test_outcomes_that_come_fast_are_gathered(monkeypatch: pytest.MonkeyPa
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(go_on)
             await endings.wait_worthwhile()
-    expected = {"enough": WORTHWHILE, "urgent": BUSY + 1, "closed": BUSY}
+            assert has_gone_on
+    expected = {"enough": WORTHWHILE, "urgent": MANY + 1, "closed": MANY}
     assert expected[end] == len(await endings.take(1000))
 
 
 async def test_outcomes_are_gathered_for_a_moment_only() -> None:
     """Nothing else has to happen."""
-    endings = Endings()
-    put(endings, BUSY)
+    endings = make_endings(PATIENCE)
+    put(endings, MANY)
+    began_at = anyio.current_time()
     with anyio.fail_after(20):
         await endings.wait_worthwhile()
+    assert anyio.current_time() - began_at > PATIENCE / 2
 
 
-@pytest.mark.parametrize("case", ["few", "many", "urgent", "closed"])
+@pytest.mark.parametrize("case", ["few", "slow", "many", "urgent", "closed"])
 async def test_outcomes_are_stored_at_once_if_waiting_is_not_worth_it(
     monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """At low load nothing ever waits; what was urgent in an earlier batch says nothing of this one."""
     monkeypatch.setattr(endings_module, "PATIENCE", 1000.0)
-    endings = Endings()
-    put(endings, {"few": BUSY - 1, "many": WORTHWHILE}.get(case, BUSY), urgent=case == "urgent")
+    endings = make_endings(3000.0 if case == "slow" else 1000.0)
+    put(endings, {"few": BUSY - 1, "many": WORTHWHILE}.get(case, MANY), urgent=case == "urgent")
     if case == "closed":
         endings.close()
     with anyio.fail_after(20):
         await endings.wait_worthwhile()
         await endings.take(1000)
     if case == "urgent":
-        put(endings, BUSY)
+        put(endings, 1)
         with anyio.move_on_after(0.05) as scope:
             await endings.wait_worthwhile()
         assert scope.cancelled_caught
