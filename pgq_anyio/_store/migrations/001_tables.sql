@@ -1,5 +1,6 @@
 -- The state of a job is the table that holds it: deferred -> queued -> running -> finished.
 -- No foreign keys, no triggers, no counters: each of them would be a hot row or a lock on the path of every job.
+-- Columns in the order of their alignment, texts last: a job leaves no bytes of padding in each table it goes through.
 
 create sequence {schema}.job_id_seq as bigint;
 create sequence {schema}.queued_seq as bigint;
@@ -9,11 +10,11 @@ create sequence {schema}.queued_seq as bigint;
 create table {schema}.queued (
     seq bigint not null default nextval({queued_seq}),
     job_id bigint not null default nextval({job_id_seq}),
-    entrypoint text not null,
+    created_at timestamptz not null default clock_timestamp(),
     priority integer not null default 0,
     attempt integer not null default 1,
     crashes integer not null default 0,
-    created_at timestamptz not null default clock_timestamp(),
+    entrypoint text not null,
     payload bytea
 ) with (
     vacuum_truncate = off,
@@ -29,11 +30,11 @@ create unique index queued_job on {schema}.queued (job_id);
 create table {schema}.deferred (
     run_at timestamptz not null,
     job_id bigint not null default nextval({job_id_seq}),
-    entrypoint text not null,
+    created_at timestamptz not null default clock_timestamp(),
     priority integer not null default 0,
     attempt integer not null default 1,
     crashes integer not null default 0,
-    created_at timestamptz not null default clock_timestamp(),
+    entrypoint text not null,
     payload bytea
 ) with (
     vacuum_truncate = off,
@@ -49,15 +50,15 @@ create table {schema}.running (
     worker_id bigint not null,
     claim_no bigint not null,
     seq bigint not null,
-    entrypoint text not null,
-    priority integer not null,
-    attempt integer not null,
-    crashes integer not null,
     created_at timestamptz not null,
     claimed_at timestamptz not null,
     cancel_requested_at timestamptz,
-    cancel_reason text,
     overdue_at timestamptz,
+    priority integer not null,
+    attempt integer not null,
+    crashes integer not null,
+    entrypoint text not null,
+    cancel_reason text,
     payload bytea
 ) with (
     fillfactor = 80, vacuum_truncate = off,
@@ -69,15 +70,15 @@ create table {schema}.running (
 -- One partition a day (UTC). The default partition catches what no day covers, so that a record is never refused.
 create table {schema}.finished (
     job_id bigint not null,
-    entrypoint text not null,
-    status text not null,
-    priority integer not null,
-    attempt integer not null,
-    crashes integer not null,
     worker_id bigint,
     created_at timestamptz not null,
     claimed_at timestamptz,
     finished_at timestamptz not null default clock_timestamp(),
+    priority integer not null,
+    attempt integer not null,
+    crashes integer not null,
+    entrypoint text not null,
+    status text not null,
     cancel_reason text,
     error_type text,
     error_message text,
