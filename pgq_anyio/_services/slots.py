@@ -180,7 +180,7 @@ class Slots:
                     if remainder is None:
                         return
                     await remainder
-                if count_cancels():
+                if count_cancels() or self._is_closed:
                     return
                 if self._is_taken_care_of or not self._waiting or not self.holdings.has_slot:
                     await self._idle_until_wanted()

@@ -59,6 +59,24 @@ async def test_tasks_of_jobs_that_waited_take_further_ones(app: PgQueuer, querie
     assert not [name for name in names if name and name.startswith("job:")]
 
 
+async def test_a_job_that_ends_after_the_stop_ends_its_task(app: PgQueuer, queries: Queries) -> None:
+    """There is nothing that it could take: the worker does not wait for it."""
+    release, waiting = anyio.Event(), anyio.Event()
+
+    @app.entrypoint("waits")
+    async def waits(job: Job) -> None:
+        waiting.set()
+        await release.wait()
+
+    await queries.enqueue("waits", None)
+    with anyio.fail_after(20):
+        async with running_worker(app):
+            await waiting.wait()
+            app.stop()
+            await anyio.wait_all_tasks_blocked()
+            release.set()
+
+
 def native_task() -> object:
     """The event loop's own object."""
     if sniffio.current_async_library() == "trio":
