@@ -182,15 +182,15 @@ class Slots:
                     await remainder
                 if count_cancels() or self._is_closed:
                     return
-                if self._is_taken_care_of or not self._waiting or not self.holdings.has_slot:
-                    await self._idle_until_wanted()
-                    if self._is_closed:
-                        return
+                nothing_to_do = self._is_taken_care_of or not self._waiting or not self.holdings.has_slot
+                if nothing_to_do and not await self._is_wanted_again():
+                    return
                 self._is_taken_care_of = True
         finally:
             self.go_on()
 
-    async def _idle_until_wanted(self) -> None:
+    async def _is_wanted_again(self) -> bool:
+        """Idle until there is a job to take; ``False`` if there will be none."""
         rename_current_task(IDLE)
         wanted = anyio.Event()
         self._idle.append(wanted)
@@ -202,6 +202,7 @@ class Slots:
             else:
                 self._idle.remove(wanted)
             raise
+        return not self._is_closed
 
     async def _serve_until_one_waits(self, scope: CancelScope, count_cancels: Callable[[], int]) -> _Remainder | None:
         """Make the first steps of jobs, up to one that waits; what is left of it, or ``None`` if there are no more."""

@@ -115,8 +115,10 @@ async def sweep_finished(conn: Connection, store: Store, *, retention: Retention
         if name > _partition(newest):
             break
         if name not in swept:
-            removed += await _sweep_day(conn, store, name, retention)
-            if name < _partition(first_unfinished):
+            gone = await _sweep_day(conn, store, name, retention)
+            removed += gone
+            # Rows that somebody had locked were left out, so a day is done with when there was nothing left to remove.
+            if name < _partition(first_unfinished) and not gone:
                 swept.add(name)
     return removed
 
