@@ -3,23 +3,20 @@
 - The server is an embedded one that ends with the run. ``PGQ_ANYIO_TEST_DSN`` takes another one, ``--postgres-bin DIR``
   starts one from the binaries of an installed PostgreSQL (any major version).
 - Each test that asks for ``schema`` has one of its own, so tests need no cleanup and never see each other's rows.
-- Migrations and the dropping of schemas run in a thread of their own: fixtures stay usable from sync and async tests,
-  whatever event loop the test's backend has under way.
+- Schemas are made and dropped on a blocking connection: fixtures stay usable from sync and async tests, whatever event
+  loop the test's backend has under way.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import psycopg
 import pytest
-from psycopg import sql
 
 from pgq_anyio._embedded import EmbeddedServer
 from tests.bounds import BUSY, Within
@@ -66,30 +63,42 @@ def dsn(server_dsn: str) -> str:
     return server_dsn
 
 
+@pytest.fixture(scope="session")
+def administer(server_dsn: str) -> Iterator[Callable[[str], None]]:
+    """Executes a script, on a connection that is kept: opening one takes as long as what it is used for."""
+    connection: psycopg.Connection[Any] | None = None
+
+    def execute(script: str) -> None:
+        nonlocal connection
+        if connection is not None:
+            try:
+                connection.execute("select")
+            except psycopg.OperationalError:  # a test has ended all that there were
+                connection = None
+        if connection is None:
+            # A connection that a test left open would block this for ever; with a limit it names itself.
+            connection = psycopg.connect(server_dsn, autocommit=True, options="-c lock_timeout=10s")
+        connection.execute(script.encode())
+
+    yield execute
+    if connection is not None:
+        connection.close()
+
+
 @pytest.fixture
-def empty_schema(server_dsn: str) -> Iterator[str]:
+def empty_schema(administer: Callable[[str], None]) -> Iterator[str]:
     """A schema name that nothing else uses; what the test creates under it is dropped afterwards."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     yield name
-    # A connection that a test left open would block this for ever; with a limit it names itself.
-    with psycopg.connect(server_dsn, autocommit=True, options="-c lock_timeout=10s") as connection:
-        connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
+    administer(f"drop schema if exists {name} cascade")
 
 
 @pytest.fixture
-def schema(empty_schema: str, server_dsn: str) -> str:
-    """A migrated schema of the test's own."""
-    from pgq_anyio._db import Connection
-    from pgq_anyio._store.migrations import migrate
+def schema(empty_schema: str, administer: Callable[[str], None]) -> str:
+    """A migrated schema of the test's own: from the script for ``psql``, in one round trip."""
+    from pgq_anyio._store.migrations import migration_sql
 
-    async def prepare() -> None:
-        connection = await Connection.connect(server_dsn)
-        try:
-            await migrate(connection, empty_schema)
-        finally:
-            connection.abort()
-
-    run_in_thread(prepare)
+    administer("".join(line for line in migration_sql(empty_schema).splitlines(True) if not line.startswith("\\")))
     return empty_schema
 
 
@@ -103,12 +112,6 @@ async def conn(anyio_backend: str, server_dsn: str) -> AsyncIterator[Connection]
         yield connection
     finally:
         connection.abort()
-
-
-def run_in_thread(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run an async function to its end beside whatever runs in this thread."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(anyio.run, function).result()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

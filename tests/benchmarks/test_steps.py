@@ -12,7 +12,10 @@ from benchmarks.ceiling import run_pgbench
 from benchmarks.contenders._contender import drain, ours
 from benchmarks.processes import measure
 
-pytestmark = pytest.mark.skipif("PGQ_ANYIO_TEST_DSN" in os.environ, reason="reads what the server's processes use")
+pytestmark = [
+    pytest.mark.skipif("PGQ_ANYIO_TEST_DSN" in os.environ, reason="reads what the server's processes use"),
+    pytest.mark.heavy,
+]
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])

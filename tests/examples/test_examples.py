@@ -18,6 +18,8 @@ from pgq_anyio import JobId, JobStatus, SyncQueries
 from tests.cli.processes import Command, Commands
 from tests.worker.fleet import wait_until
 
+pytestmark = pytest.mark.heavy
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 on_both_backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -21,7 +21,7 @@ import pytest
 from pgq_anyio._executors._process import ProcessDied, ProcessPool
 from tests.executors.processes import children, is_gone, wait_for_pid, wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 H = "tests.executors.process_handlers:"
 ROOT = Path(__file__).parents[2]

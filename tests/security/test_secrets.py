@@ -24,6 +24,8 @@ from pgq_anyio._store.migrations import migrate_sync
 from tests.cli.processes import Commands
 from tests.worker.fleet import wait_until
 
+pytestmark = pytest.mark.heavy
+
 #: Its pieces are looked for, so that no form of it is overlooked.
 PASSWORD = "hush1 @hush2/hush3:hush4%hush5'"
 PIECES = ("hush1", "hush2", "hush3", "hush4", "hush5")

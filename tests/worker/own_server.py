@@ -15,12 +15,10 @@ from types import MappingProxyType
 import attrs
 import psycopg
 
-from pgq_anyio._db import Connection
 from pgq_anyio._embedded import PostgresBinaries
 from pgq_anyio._embedded._binaries import StopMode
 from pgq_anyio._embedded._status import ServerStartError
-from pgq_anyio._store.migrations import migrate
-from tests.conftest import run_in_thread
+from pgq_anyio._store.migrations import migrate_sync
 
 #: wal_writer_delay: what was committed without waiting for the disk is lost in a crash within ten seconds.
 OPTIONS = {
@@ -81,15 +79,8 @@ class OwnServer:
 
     def migrate(self, schema: str) -> None:
         """Make the tables."""
-
-        async def run() -> None:
-            connection = await Connection.connect(self.dsn)
-            try:
-                await migrate(connection, schema)
-            finally:
-                connection.abort()
-
-        run_in_thread(run)
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            migrate_sync(connection, schema)
 
     def says(self, text: str, since: int = 0) -> bool:
         """Whether the log has a text, from a position on."""

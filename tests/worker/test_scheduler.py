@@ -23,7 +23,7 @@ from pgq_anyio._store.operating import set_paused
 from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
 SECONDLY = "* * * * * *"
 #: Every New Year: a row that is older has missed some, and no test sees the next one.
