@@ -6,8 +6,8 @@ the rest, and what follows ``--`` goes to the tool (``python3 noxfile.py -s test
 be installed: run as a script, this file installs it into ``.venv`` and starts it.
 
 - There is one test session for each CPython, and one for each major version of PostgreSQL, that this machine has.
-- Every test runs in one of these sessions. The others leave out the heavy ones, which take many processes, servers of
-  their own or many rounds, unless tests are named (``-s coverage -- tests`` runs all).
+- Every test runs in one of these sessions, on the oldest Python. The others leave out the heavy ones, which take many
+  processes, servers of their own or many rounds, unless tests are named (``-s tests-3.13 -- tests`` runs all).
 - Environments are kept in ``.nox`` and used again until ``pyproject.toml`` changes.
 - The tests run with the versions that ``tools/tests.lock`` names, each file checked by its hash.
 - Installations print what pip prints: a minute of silence looks like a hang.
@@ -57,9 +57,8 @@ nox.options.sessions = [
     "coverage",  # the tests on the oldest Python
 ]
 
-#: The sessions that leave out the heavy tests: all but one, which measures no coverage if there is such a one.
-LIGHT = [name for name in nox.options.sessions if name.startswith(("tests-", "postgres-", "coverage"))]
-LIGHT.remove(next((name for name in LIGHT if name.startswith("tests-")), "coverage"))
+#: The sessions that leave out the heavy tests: all but the one that measures coverage.
+LIGHT = [name for name in nox.options.sessions if name.startswith(("tests-", "postgres-"))]
 
 #: Most tests wait for something: eight at a time keep two cores busy.
 PARALLEL = ("-n", "8", "--dist", "worksteal", "--durations", "25")
