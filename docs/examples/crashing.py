@@ -6,7 +6,7 @@ import sys
 
 import anyio
 
-from pgq_anyio import Job, JobStatus, PgQueuer, PsycopgDriver, Queries
+from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
 
 DSN = os.environ["PGQ_ANYIO_DSN"]
 LEASE = 2.0  # seconds; the default is 30
@@ -25,14 +25,16 @@ async def main() -> None:
         queries = Queries(driver)
         (job_id,) = await queries.enqueue("long")
 
-        worker = subprocess.Popen([sys.executable, __file__, "worker"])
+        worker = subprocess.Popen([sys.executable, __file__, "worker"], stdout=subprocess.PIPE, text=True)
+        assert worker.stdout is not None
         with anyio.fail_after(30):
-            while (await queries.job_status([job_id]))[job_id] is not JobStatus.RUNNING:
-                await anyio.sleep(0.05)
+            said = await anyio.to_thread.run_sync(worker.stdout.readline, abandon_on_cancel=True)
+        print(said, end="", flush=True)  # the handler has started
         (owner,) = await queries.workers()
         print(f"a worker runs {owner.running} job and is killed", flush=True)
         worker.kill()
         worker.wait()
+        worker.stdout.close()
 
         await app.run(mode="drain", lease=LEASE)
         print("the job is", (await queries.job_status([job_id]))[job_id])
