@@ -14,6 +14,6 @@ groups and scopes in which the services run.
 """
 
 from .term import Term
-from .worker import Lifespan, Worker
+from .worker import Worker
 
-__all__ = ["Lifespan", "Term", "Worker"]
+__all__ = ["Term", "Worker"]

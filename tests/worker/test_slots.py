@@ -12,6 +12,7 @@ import trio
 
 from pgq_anyio import CancelReason, ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
 from pgq_anyio.testing import drain, running_worker
+from tests.worker.test_cancel import wait_status
 
 pytestmark = pytest.mark.anyio
 
@@ -50,9 +51,8 @@ async def test_tasks_of_jobs_that_waited_take_further_ones(app: PgQueuer, querie
         for _ in range(5):
             running, everybody = 0, anyio.Event()
             ids = await queries.enqueue(["waits"] * 20, None)
-            with anyio.fail_after(20):
-                while set((await queries.job_status(ids)).values()) != {JobStatus.SUCCESSFUL}:  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
+            for job_id in ids:
+                await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
         names = [task.name for task in anyio.get_running_tasks()]
     assert len(tasks) <= 20
     assert len([name for name in names if name == "slot"]) == len(tasks)
