@@ -86,7 +86,8 @@ async def test_a_worker_that_saw_a_full_name_hears_of_jobs_after_the_only_idle_o
         app.entrypoint(name)(limited)
     other = Other(dsn, schema, **limits)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(partial(app.run, **PATIENT))
+        # With small batches it has room at any time: without, it tells others at once of the slot that becomes free.
+        await tasks.start(partial(app.run, batch_size=10, **PATIENT))
         await queries.enqueue("limited")
         with anyio.fail_after(20):
             await started.wait()
