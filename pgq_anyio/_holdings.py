@@ -108,9 +108,9 @@ class Holdings:
         return self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency
 
     @property
-    def has_slot(self) -> bool:
-        """Whether another job may start."""
-        return len(self._running) - self._waiting < self.max_concurrency
+    def slots(self) -> int:
+        """How many more jobs may start."""
+        return self.max_concurrency - len(self._running) + self._waiting
 
     def take_turn(self) -> None:
         """There may be jobs of limited names: their claimer is to claim for both kinds."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextvars import ContextVar
 
 import anyio
+import anyio.lowlevel
 import pytest
 import sniffio
 import trio
 
 from pgq_anyio import CancelReason, ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
+from pgq_anyio._services.slots import TURN
 from pgq_anyio.testing import drain, running_worker
 from tests.worker.test_cancel import wait_status
 
@@ -153,6 +156,40 @@ async def test_a_job_that_waits_delays_none_behind_it(app: PgQueuer, queries: Qu
     assert {JobStatus.SUCCESSFUL} == set((await queries.job_status(ids)).values())
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+async def test_jobs_that_wait_start_together_unless_they_block(app: PgQueuer, queries: Queries, blocks: bool) -> None:
+    """Three hundred jobs do not take a pass of the event loop each to start; jobs that block it for long do."""
+    number = 40 if blocks else 300
+    passes: list[int] = []
+    count = 0
+    all_started = anyio.Event()
+
+    @app.entrypoint("waits")
+    async def waits(job: Job) -> None:
+        passes.append(count)
+        if blocks:
+            time.sleep(TURN)  # noqa: ASYNC251  (a handler that blocks the event loop is the point)
+        if len(passes) == number:
+            all_started.set()
+        await all_started.wait()
+
+    async def count_passes() -> None:
+        nonlocal count
+        while True:
+            await anyio.lowlevel.checkpoint()
+            count += 1
+
+    await queries.enqueue(["waits"] * number, None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count_passes)
+        await drain(app, max_concurrency=number, batch_size=number)
+        tasks.cancel_scope.cancel()
+    if blocks:
+        assert len(set(passes)) >= number / 2
+    else:
+        assert len(set(passes)) < number / 6
+
+
 async def test_scopes_and_threads_work_from_step_to_step(app: PgQueuer, queries: Queries) -> None:
     """Nested scopes, their deadlines, task groups and threads behave as in a task of the job's own."""
     seen: list[object] = []
@@ -226,6 +263,31 @@ async def test_a_cancelled_job_does_not_cancel_the_next_one_of_its_task(
         statuses[job_id] for job_id in ids
     ]
     assert running == (len(set(tasks)) == 2)
+
+
+async def test_the_grace_of_a_cancelled_job_does_not_end_the_next_one(app: PgQueuer, queries: Queries) -> None:
+    """It ended in time; what would have ended it after the grace is its own."""
+    grace = 0.1
+    runs = 0
+
+    @app.entrypoint("cooperative")
+    async def cooperative(job: Job, context: Context) -> None:
+        nonlocal runs
+        runs += 1
+        if job.payload == b"cancelled":
+            with context.cancellation:
+                await anyio.lowlevel.checkpoint()
+                context.request_cancel(CancelReason.USER, grace=grace)
+                await anyio.sleep_forever()
+        else:
+            await anyio.sleep(2 * grace)
+
+    ids = await queries.enqueue("cooperative", [b"cancelled", b"next"])
+    with anyio.fail_after(20):
+        await drain(app, max_concurrency=1)
+    statuses = await queries.job_status(ids)
+    assert 2 == runs, "a job that was interrupted runs again"
+    assert [JobStatus.CANCELLED, JobStatus.SUCCESSFUL] == [statuses[job_id] for job_id in ids]
 
 
 async def test_a_handler_can_have_a_task_of_its_own(app: PgQueuer, queries: Queries) -> None:
