@@ -340,7 +340,7 @@ def test_another_user(place: Path) -> None:
         assert processes_of(home / "room")
         assert [] == matching(lambda process: belongs_to(process, home / "room") and process.uids().real != 65534)
         holder.leave()
-    wait_until(lambda: not processes_of(home / "room"), timeout=2)
+    wait_until(lambda: not processes_of(home / "room"))
     with Holder(None, **arguments) as holder:
         assert str(home / ".local" / "state" / "pgq_anyio") in holder.dsn()
         holder.leave()

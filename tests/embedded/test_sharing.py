@@ -26,7 +26,7 @@ def test_ephemeral_leaves_nothing() -> None:
         assert "1" == query(dsn, "select 1")
         assert processes_of(room)
     assert not room.exists()
-    wait_until(lambda: not processes_of(room), timeout=2)
+    wait_until(lambda: not processes_of(room))
 
 
 def test_data_survives(place: Path) -> None:
@@ -36,7 +36,7 @@ def test_data_survives(place: Path) -> None:
         with_table(dsn)
     assert not (room / "socket").exists()
     assert not (room / "data" / "postmaster.pid").exists()
-    wait_until(lambda: not processes_of(room), timeout=2)
+    wait_until(lambda: not processes_of(room))
     with EmbeddedServer(room) as dsn:
         assert "42" == query(dsn, "select answer from kept")
 
@@ -53,7 +53,7 @@ def test_five_start_at_once(place: Path) -> None:
             holder.leave()
         assert before == started_at(dsns[0])
         holders[4].leave()
-        wait_until(lambda: not processes_of(room), timeout=2)
+        wait_until(lambda: not processes_of(room))
 
 
 def test_one_holder_killed(place: Path) -> None:
@@ -66,7 +66,7 @@ def test_one_holder_killed(place: Path) -> None:
         first.kill()
         assert before == started_at(dsn)
         second.leave()
-        wait_until(lambda: not processes_of(room), timeout=2)
+        wait_until(lambda: not processes_of(room))
 
 
 @pytest.mark.parametrize("ephemeral", [False, True])
@@ -104,7 +104,7 @@ def test_guardian_and_holder_killed(place: Path) -> None:
     assert processes_of(room)
     with EmbeddedServer(room) as dsn:
         assert before != started_at(dsn)
-    wait_until(lambda: not processes_of(room), timeout=2)
+    wait_until(lambda: not processes_of(room))
 
 
 def test_ephemeral_guardian_killed() -> None:
@@ -146,7 +146,7 @@ def test_come_and_go(place: Path) -> None:
     for thread in threads:
         thread.join()
     assert [] == failures
-    wait_until(lambda: not processes_of(room), timeout=2)
+    wait_until(lambda: not processes_of(room))
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -227,7 +227,7 @@ def test_fork_does_not_hold(place: Path) -> None:
             os.read(reading, 1)
             os._exit(0)
     try:
-        wait_until(lambda: not processes_of(room), timeout=2)
+        wait_until(lambda: not processes_of(room))
     finally:
         os.close(writing)
         os.close(reading)

@@ -56,7 +56,7 @@ def test_cancellable(commands: Commands, backend: str) -> None:
         for said in ("download: part 2", "transaction: begun", "resize: in a thread", "crunch: in a process"):
             worker.wait_said(said)
         assert start(commands, "cancel", *map(str, ids)).wait() == 0
-        wait_until(lambda: {JobStatus.CANCELLED} == set(queries.job_status(ids).values()), timeout=5)
+        wait_until(lambda: {JobStatus.CANCELLED} == set(queries.job_status(ids).values()))
     for said in ("download: cancelled (user), removing", "transaction: rolled back", "resize: the thread ends"):
         worker.wait_said(said)
     worker.signal(signal.SIGTERM)

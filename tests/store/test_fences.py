@@ -30,7 +30,7 @@ async def test_a_heartbeat_that_is_committing_saves_its_worker(
     await claim(conn, store)
     async with worker.transaction():
         assert await beat_worker(worker, store, worker_id=WORKER) is not None
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             assert ([], []) == await rescue_jobs(rescuer, store, [(WORKER, 0)], max_crashes=5)
     assert ([], []) == await rescue_jobs(rescuer, store, [(WORKER, 0)], max_crashes=5)
     assert ([WORKER], [job_id]) == await rescue_jobs(rescuer, store, [(WORKER, 1)], max_crashes=5)

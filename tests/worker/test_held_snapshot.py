@@ -43,7 +43,7 @@ async def test_the_hint_of_a_serialized_name_moves_on(app: PgQueuer, queries: Qu
             assert app._worker.term is not None
             hints = app._worker.term.limited.names["fetch"].hints
             assert isinstance(hints, StrictHints)
-            with anyio.fail_after(5):  # it moves while jobs run, and with the looks of a worker that falls asleep
+            with anyio.fail_after(20):  # it moves while jobs run, and with the looks of a worker that falls asleep
                 while (lanes := hints.lanes()) is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             assert [0] == lanes.priorities
@@ -65,7 +65,7 @@ async def test_promotion_starts_behind_what_was_moved_and_hears_of_what_lies_in_
         ran.append(job.payload)
 
     async def wait_ran(payload: bytes) -> None:
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while payload not in ran:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
 

@@ -34,7 +34,7 @@ def test_jobs_longer_than_many_leases_run_once(fleet: Fleet, journal: Journal, b
     workers = [fleet.start(backend, program=PROGRAM, lease=LEASE) for _ in range(2)]
     (long,) = fleet.enqueue("work", b"10.5")
     others = [fleet.enqueue(name, b"6.5")[0] for name in ("thread", "process")]
-    wait_until(lambda: 3 == finished(fleet), timeout=20)
+    wait_until(lambda: 3 == finished(fleet))
     assert [["start", "end"]] * 3 == [journal.events(one) for one in (long, *others)]
     assert [None] * 2 == [worker.popen.poll() for worker in workers]
     assert 0 == fleet.value("select count(*) from {schema}.attempt_error")
@@ -53,7 +53,7 @@ def test_two_hundred_long_jobs_outlive_a_failed_heartbeat(
     second = fleet.start(backend, program=PROGRAM, lease=lease)
     (worker_id,) = fleet.rows("select worker_id from {schema}.worker where name like %s", f"%:{first.pid}")[0]
     assert 1 == proxy.cut("heartbeat")
-    wait_until(lambda: 200 == finished(fleet), timeout=20)
+    wait_until(lambda: 200 == finished(fleet))
     assert [["start", "end"]] * 200 == [journal.events(one) for one in ids]
     assert [(worker_id,)] == fleet.rows("select distinct worker_id from {schema}.finished")
     for worker in (first, second):

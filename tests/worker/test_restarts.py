@@ -9,6 +9,7 @@ import pytest
 
 from pgq_anyio import JobId, SyncQueries
 from pgq_anyio._embedded._binaries import StopMode
+from tests.bounds import BUSY, Within
 from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
 from tests.worker.own_server import OwnServer
@@ -43,7 +44,7 @@ def stop_and_check(fleet: Fleet, *workers: WorkerProcess) -> None:
 @BACKENDS
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_under_load_loses_no_outcome(
-    own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str, mode: StopMode
+    own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str, mode: StopMode, within: Within
 ) -> None:
     """Peer's bug: nothing recovers after a PostgreSQL restart. Three seconds away, two workers, half of the jobs done:
     within 10 s everybody works again under the old registration, every job ends once, and all slots are usable.
@@ -57,7 +58,7 @@ def test_a_restart_under_load_loses_no_outcome(
     wait_until(lambda: len(journal.read()) > 400)
     restart(own_server, own_fleet, mode)
     (later,) = own_fleet.rows("select {schema}.enqueue('short', '0', priority => 1)")[0]
-    wait_until(lambda: journal.find(later, "end"), timeout=10)
+    wait_until(lambda: journal.find(later, "end"), timeout=within(10, 30))
     wait_until(
         lambda: len(ids) + 1 == own_fleet.value("select count(*) from {schema}.finished"),
         timeout=30,
@@ -96,7 +97,7 @@ def test_a_claim_that_a_crash_has_undone_is_noticed(
     (undone,) = own_fleet.enqueue("work", b"6")
     wait_until(lambda: journal.events(undone))
     restart(own_server, own_fleet, "immediate", away=0.2)
-    wait_until(lambda: 2 == own_fleet.value("select count(*) from {schema}.finished"), timeout=20)
+    wait_until(lambda: 2 == own_fleet.value("select count(*) from {schema}.finished"))
     assert ["start", "end"] == journal.events(safe)
     # The new run may be claimed before or after the old one has heard.
     assert ["cancelled:lease_lost", "end", "start", "start"] == sorted(journal.events(undone))
@@ -122,7 +123,7 @@ def test_deferral_survives_the_server(
     with SyncQueries(own_server.dsn, schema=own_fleet.schema) as queries:
         assert [cancelled] == queries.mark_job_as_cancelled([JobId(cancelled)])
     restart(own_server, own_fleet, mode, away=0.5)
-    wait_until(lambda: own_fleet.status(during) and own_fleet.status(after), timeout=15)
+    wait_until(lambda: own_fleet.status(during) and own_fleet.status(after))
     assert [["start", "end"]] * 2 == [journal.events(one) for one in (during, after)]
     claimed = own_fleet.rows("select claimed_at from {schema}.finished where worker_id is not null order by job_id")
     for (claimed_at,), delay in zip(claimed, (0.2, 3.0), strict=True):
@@ -150,7 +151,7 @@ def test_a_sleeper_is_woken_although_a_crash_has_undone_its_mark(
     # The looks that follow falling asleep are over; from here on only the notification can be in time.
     threading.Event().wait(2)
     (job_id,) = own_fleet.enqueue("short", b"0")
-    wait_until(lambda: journal.find(job_id, "end"), timeout=2)
+    wait_until(lambda: journal.find(job_id, "end"), timeout=BUSY)
     stop_and_check(own_fleet, worker)
 
 
@@ -175,6 +176,6 @@ def test_a_demoted_server_is_left(own_fleet: Fleet, journal: Journal, backend: s
     finally:
         own_fleet.rows("alter system reset default_transaction_read_only")
         own_fleet.rows("select pg_reload_conf()")
-    wait_until(lambda: {"successful"} == {own_fleet.status(before), own_fleet.status(during)}, timeout=10)
+    wait_until(lambda: {"successful"} == {own_fleet.status(before), own_fleet.status(during)})
     assert ["start", "end"] == journal.events(before)
     stop_and_check(own_fleet, worker)

@@ -16,6 +16,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._services import completer, scheduler
 from pgq_anyio._store import schedule as statements
 from pgq_anyio.testing import running_worker
+from tests.bounds import BUSY
 
 pytestmark = pytest.mark.anyio
 
@@ -131,7 +132,7 @@ async def test_a_stop_does_not_wait_for_a_claim_that_is_not_answered(
         await anyio.sleep_forever()
 
     monkeypatch.setattr(scheduler, "fire_schedules", hang)
-    with anyio.fail_after(5):
+    with anyio.fail_after(BUSY):
         async with running_worker(scene.app):
             await taken.wait()
     assert [] == scene.runs

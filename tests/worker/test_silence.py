@@ -14,6 +14,7 @@ import pytest
 from psycopg import sql
 
 from pgq_anyio._db.retrying import PATIENCE
+from tests.bounds import BUSY, Within
 from tests.worker.away import Journal
 from tests.worker.fleet import Fleet, WorkerProcess, wait_until
 from tests.worker.proxy import Loss, Proxy, executes
@@ -73,7 +74,7 @@ def test_a_worker_that_is_cut_off_has_ended_its_jobs_before_others_start_them(
     successor = fleet.start(backend, program=PROGRAM, lease=LEASE, shutdown_grace=0.5)
     proxy.silence()
     silent_at = time.monotonic()
-    wait_until(lambda: all(len(journal.find(one, "start")) == 2 for one in ids), timeout=LEASE + 5)
+    wait_until(lambda: all(len(journal.find(one, "start")) == 2 for one in ids), timeout=LEASE + 15)
     for job_id in ids:
         check_no_overlap(journal, job_id, cut_off)
     (cancelled,) = journal.find(ids[0], "cancelled:lease_lost")
@@ -89,7 +90,7 @@ def test_a_worker_that_is_cut_off_has_ended_its_jobs_before_others_start_them(
     try:
         (later,) = fleet.enqueue("short", b"0")
         # Whoever was connecting while the network was silent finds out when patience ends.
-        wait_until(lambda: journal.find(later, "end"), timeout=PATIENCE + 3)
+        wait_until(lambda: journal.find(later, "end"), timeout=PATIENCE + BUSY)
         assert [cut_off.pid] == [entry.pid for entry in journal.find(later, "end")]
     finally:
         successor.signal(signal.SIGCONT)
@@ -137,7 +138,7 @@ def test_a_worker_that_only_cannot_beat_loses_its_lease(
     wait_until(lambda: journal.events(job_id))
     fleet.start(backend, program=PROGRAM, lease=LEASE, shutdown_grace=0.5)
     proxy.silence("heartbeat")
-    wait_until(lambda: 2 == len(journal.find(job_id, "start")), timeout=LEASE + 5)
+    wait_until(lambda: 2 == len(journal.find(job_id, "start")), timeout=LEASE + 15)
     check_no_overlap(journal, job_id, lame)
     assert ["start", "cancelled:lease_lost", "start"] == journal.events(job_id)
     proxy.forget()
@@ -149,7 +150,7 @@ def test_a_worker_that_only_cannot_beat_loses_its_lease(
 @pytest.mark.parametrize("loss", ["cut", "silent"])
 @pytest.mark.parametrize("statement", ["claim_sweep", "claim_hinted"])
 def test_a_claim_whose_answer_was_lost_is_given_back(
-    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, statement: str, loss: Loss
+    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, statement: str, loss: Loss, within: Within
 ) -> None:
     """The claim is committed, its answer never comes: the jobs are given back within one heartbeat, as if nothing had
     been; nobody else has to declare anybody dead for that.
@@ -162,9 +163,9 @@ def test_a_claim_whose_answer_was_lost_is_given_back(
     wait_until(lambda: proxy.has_lost)
     lost_at = time.monotonic()
     wait_until(
-        lambda: 150 == fleet.value("select count(*) from {schema}.finished where status = 'successful'"), timeout=9
+        lambda: 150 == fleet.value("select count(*) from {schema}.finished where status = 'successful'"), timeout=lease
     )
-    assert time.monotonic() - lost_at < lease / 3 + 1
+    assert time.monotonic() - lost_at < within(lease / 3 + 1, lease - 1)
     assert [["start", "end"]] * 150 == [journal.events(one) for one in ids]
     assert [(1, 0)] == fleet.rows("select distinct attempt, crashes from {schema}.finished")
 
@@ -173,7 +174,7 @@ def test_a_claim_whose_answer_was_lost_is_given_back(
 @BACKENDS
 @pytest.mark.parametrize("kind", ["claim_(?:sweep|hinted)", "claim_limited"], ids=["claim", "claim_limited"])
 def test_no_claim_is_waited_for_longer_than_a_heartbeat(
-    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, kind: str
+    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, kind: str, within: Within
 ) -> None:
     """Three answers in a row are lost on a network that goes silent. Patience grows from one claim to the next, but
     what the third took is given back within a heartbeat too.
@@ -200,7 +201,7 @@ def test_no_claim_is_waited_for_longer_than_a_heartbeat(
             break
         proxy.lose_answer(executes(kind), "silent")
     wait_until(lambda: not fleet.rows(claimed), timeout=lease)
-    assert time.monotonic() - lost_at < lease / 3 + 2
+    assert time.monotonic() - lost_at < within(lease / 3 + 2, lease - 2)
     wait_until(lambda: all(fleet.status(one) == "successful" for one in ids))
 
 
@@ -208,7 +209,7 @@ def test_no_claim_is_waited_for_longer_than_a_heartbeat(
 @BACKENDS
 @pytest.mark.parametrize("loss", ["cut", "silent"])
 def test_a_claim_of_a_limited_name_whose_answer_was_lost(
-    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, loss: Loss
+    fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, loss: Loss, within: Within
 ) -> None:
     """It took the one slot that there is, and a token of a rate of one in 20 s: both are free again within a heartbeat,
     as the job is, for nobody has started it.
@@ -221,8 +222,8 @@ def test_a_claim_of_a_limited_name_whose_answer_was_lost(
     (job_id,) = fleet.enqueue("limited", b"quick")
     wait_until(lambda: proxy.has_lost)
     lost_at = time.monotonic()
-    wait_until(lambda: fleet.status(job_id), timeout=9)
-    assert time.monotonic() - lost_at < lease / 3 + 1
+    wait_until(lambda: fleet.status(job_id), timeout=lease)
+    assert time.monotonic() - lost_at < within(lease / 3 + 1, lease - 1)
     assert ["end", "start"] == sorted(event for event, _ in fleet.events(job_id))
     assert [("successful", 1, 0)] == fleet.rows("select status, attempt, crashes from {schema}.finished")
 
@@ -242,7 +243,7 @@ def test_an_outcome_whose_answer_was_lost_is_stored_once(
     wait_until(lambda: proxy.has_lost)
     wait_until(lambda: fleet.status(job_id) == "successful")
     (later,) = fleet.enqueue("short", b"0")
-    wait_until(lambda: fleet.status(later) == "successful", timeout=PATIENCE + 3)
+    wait_until(lambda: fleet.status(later) == "successful", timeout=PATIENCE + BUSY)
     assert [["start", "end"]] * 2 == [journal.events(one) for one in (job_id, later)]
     assert 2 == fleet.value("select count(*) from {schema}.finished")
 
@@ -258,9 +259,9 @@ def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal
     wait_until(lambda: fleet.value("select sleeping from {schema}.worker"))
     proxy.silence("listen", new=False)
     (job_id,) = fleet.enqueue("short", b"0")
-    wait_until(lambda: journal.find(job_id, "end"), timeout=poll + 1)
+    wait_until(lambda: journal.find(job_id, "end"), timeout=poll + BUSY)
     # The silent one lies at the proxy for ever; a second one means that it was replaced.
-    wait_until(lambda: proxy.roles().count("listen") == 2, timeout=3 + 2)
+    wait_until(lambda: proxy.roles().count("listen") == 2, timeout=3 + BUSY)
     wait_until(lambda: fleet.value("select sleeping from {schema}.worker"))
     delays = []
     for _ in range(5):
@@ -280,6 +281,6 @@ def test_work_does_not_wait_for_a_listener_that_cannot_be(
     proxy.silence("listen")
     start_behind(proxy, fleet, backend, dequeue_timeout=1)
     (first,) = fleet.enqueue("short", b"0")
-    wait_until(lambda: journal.find(first, "end"), timeout=5)
+    wait_until(lambda: journal.find(first, "end"))
     (second,) = fleet.enqueue("short", b"0")
-    wait_until(lambda: journal.find(second, "end"), timeout=1 + 1)
+    wait_until(lambda: journal.find(second, "end"), timeout=1 + BUSY)

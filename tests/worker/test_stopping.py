@@ -223,7 +223,7 @@ async def test_drain_of_an_empty_queue_returns_at_once(app: PgQueuer, queries: Q
     @app.entrypoint("fetch")
     async def fetch(job: Job) -> None: ...
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         await drain(app)
 
 

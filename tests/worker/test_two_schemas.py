@@ -66,14 +66,14 @@ async def test_limits_rates_cancels_and_schedules(sides: tuple[Side, Side]) -> N
         assert ids[0] == ids[1], "the same ids mean different jobs"
         await wait_until(lambda: ours.running and theirs.running)
         for side in sides:
-            with anyio.fail_after(5):
+            with anyio.fail_after(20):
                 while JobStatus.SUCCESSFUL != (await side.queries.job_status(ids[0]))[ids[0][1]]:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
         await ours.queries.pause_schedule("report")
         await theirs.queries.run_schedule("report")
         await wait_until(lambda: theirs.occurrences)
         assert ids[0][:1] == await ours.queries.mark_job_as_cancelled(ids[0][:1])
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             while JobStatus.CANCELLED != (await ours.queries.job_status(ids[0]))[ids[0][0]]:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert JobStatus.RUNNING == (await theirs.queries.job_status(ids[0]))[ids[0][0]]
