@@ -96,6 +96,8 @@ def prepare_tests(session: nox.Session) -> None:
         ["--require-hashes", "--requirement", LOCK],
         ["--no-deps", "--no-build-isolation", "--editable", "."],
     )
+    # Hundreds of processes import the package; each would compile it anew where Python is told not to keep that.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 def install_once(session: nox.Session, state: str, *installations: Sequence[str]) -> None:
