@@ -17,9 +17,9 @@ app = PgQueuer()
 
 
 @app.entrypoint("download")
-async def download(job: Job) -> None:
+async def download(job: Job, context: Context) -> None:
     # Only the block is cancelled. What comes after it runs, within the worker's --cancel-grace.
-    context = app.get_context(job.id)
+    # (A second parameter gets what app.get_context(job.id) gives.)
     with context.cancellation:
         for part in range(1, 1001):
             print(f"download: part {part}", flush=True)
@@ -41,9 +41,9 @@ async def transaction(job: Job) -> None:
 
 
 @app.entrypoint("resize")
-def resize(job: Job, context: Context) -> None:
-    # A thread is never abandoned: it has to look. (A second parameter gets what app.get_context(job.id) gives.)
-    cancel_scope = context.cancellation
+def resize(job: Job) -> None:
+    # A thread is never abandoned: it has to look.
+    cancel_scope = app.get_context(job.id).cancellation
     for step in range(1000):
         if cancel_scope.cancel_called:
             print(f"resize: the thread ends after {step} steps", flush=True)

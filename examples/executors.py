@@ -4,6 +4,7 @@
 
     pgq-anyio run executors:app
     pgq-anyio enqueue user_notification --payload "email|Your parcel is on its way"
+    pgq-anyio enqueue ask_api
     pgq-anyio enqueue call_api
 """
 
@@ -25,7 +26,7 @@ app = PgQueuer()
 class NotificationExecutor(AbstractEntrypointExecutor):
     """Sends what the payload says, and needs no handler."""
 
-    def __init__(self, parameters: ExecutorParameters, sender: str) -> None:
+    def __init__(self, parameters: ExecutorParameters, sender: str = "the shop") -> None:
         super().__init__(parameters)  # the name, function and options of the entrypoint
         self.sender = sender
 
@@ -45,12 +46,29 @@ class NotificationExecutor(AbstractEntrypointExecutor):
         print(f"sms from {self.sender}: {message}", flush=True)
 
 
-@app.entrypoint("user_notification", executor_factory=partial(NotificationExecutor, sender="the shop"))
+@app.entrypoint("user_notification", executor_factory=NotificationExecutor)
 async def notification_task(job: Job) -> None:
     """The executor does it all."""
 
 
+calls: dict[int, int] = {}
+
+
+def fail_twice(name: str, job: Job) -> None:
+    """What an API does on a bad day."""
+    calls[job.id] = calls.get(job.id, 0) + 1
+    if calls[job.id] < 3:
+        raise ConnectionError("the API is not there")
+    print(f"{name}: answered at call {calls.pop(job.id)}", flush=True)
+
+
 # For errors that pass within seconds, inside one run. (For longer ones: max_attempts of the entrypoint, or Retry.)
+@app.entrypoint("ask_api", executor_factory=RetryWithBackoffEntrypointExecutor)
+async def ask_api(job: Job) -> None:
+    fail_twice("ask_api", job)
+
+
+# The same with every option; these are the defaults.
 patient = partial(
     RetryWithBackoffEntrypointExecutor,
     max_attempts=5,  # calls in all
@@ -60,12 +78,8 @@ patient = partial(
     max_time=timedelta(minutes=5),  # no call later than this
     jitter=True,  # so that jobs that failed together do not come back together
 )
-calls: dict[int, int] = {}
 
 
 @app.entrypoint("call_api", executor_factory=patient)
 async def call_api(job: Job) -> None:
-    calls[job.id] = calls.get(job.id, 0) + 1
-    if calls[job.id] < 3:
-        raise ConnectionError("the API is not there")
-    print(f"call_api: answered at call {calls.pop(job.id)}", flush=True)
+    fail_twice("call_api", job)
