@@ -10,6 +10,7 @@ import pytest
 from psycopg import errors
 
 from pgq_anyio._db import is_transient, retrying
+from tests.bounds import BUSY
 
 pytestmark = pytest.mark.anyio
 
@@ -53,14 +54,20 @@ def test_is_transient(error: BaseException, expected: bool) -> None:
     assert expected == is_transient(error)
 
 
-async def test_repeats_until_success(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lasting trouble is warned about once, and its end is told."""
-    pauses: list[float] = []
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was slept for, or would have been (in seconds)."""
+    asked: list[float] = []
 
     async def sleep(pause: float) -> None:
-        pauses.append(pause)
+        asked.append(pause)
 
     monkeypatch.setattr(anyio, "sleep", sleep)
+    return asked
+
+
+async def test_repeats_until_success(caplog: pytest.LogCaptureFixture, pauses: list[float]) -> None:
+    """A lasting trouble is warned about once, and its end is told."""
     attempts = 0
 
     async def attempt() -> str:
@@ -82,7 +89,7 @@ async def test_repeats_until_success(caplog: pytest.LogCaptureFixture, monkeypat
     assert len(set(pauses)) > 20
 
 
-async def test_conflicts_are_repeated_at_once() -> None:
+async def test_conflicts_are_repeated_at_once(pauses: list[float]) -> None:
     """A deadlock or a serialization failure is no trouble: no pause, no warning."""
     attempts = 0
 
@@ -93,9 +100,8 @@ async def test_conflicts_are_repeated_at_once() -> None:
             raise errors.DeadlockDetected("x")
         return attempts
 
-    started = anyio.current_time()
     assert 5 == await retrying(attempt, what="x")
-    assert anyio.current_time() - started < 0.05
+    assert [] == pauses
 
 
 async def test_other_errors_are_raised() -> None:
@@ -121,7 +127,7 @@ async def test_max_time() -> None:
     started = anyio.current_time()
     with pytest.raises(psycopg.OperationalError, match="refused"):
         await retrying(attempt, what="x", max_time=0.2)
-    assert 0.2 <= anyio.current_time() - started < 1
+    assert 0.2 <= anyio.current_time() - started < BUSY
 
 
 async def test_it_can_be_cancelled() -> None:

