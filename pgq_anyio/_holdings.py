@@ -108,7 +108,7 @@ class Holdings:
         return self.unstored() > MAX_UNSTORED_PER_SLOT * self.max_concurrency
 
     @property
-    def slots(self) -> int:
+    def free_slots(self) -> int:
         """How many more jobs may start."""
         return self.max_concurrency - len(self._running) + self._waiting
 

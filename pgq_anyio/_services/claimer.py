@@ -25,10 +25,10 @@ from typing import Final
 
 import anyio
 import attrs
-from anyio import CancelScope
 from anyio.abc import TaskStatus
 from psycopg import OperationalError
 
+from .._claim_shield import ClaimShield
 from .._db import Connection, retrying
 from .._db.line import Line
 from .._db.retrying import PATIENCE
@@ -46,11 +46,6 @@ from .._store.worker import set_sleeping
 LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
 #: Without idling for this long a worker is no sleeper (in seconds).
 AWAKE_AFTER: Final = 1.0
-#: The longest a claim may take (in seconds): half a heartbeat's interval, but within these bounds.
-CLAIM_TIMEOUT: Final = 30.0
-SHORTEST_CLAIM_TIMEOUT: Final = 1.0
-#: The longest once the worker stops (in seconds).
-HURRIED_CLAIM: Final = 0.5
 #: How far beyond its batch a claimer reaches when others claim the same rows.
 MAX_REACH: Final = 8
 #: Pause before a claim is tried again whose rows were all locked by others (in seconds, jittered).
@@ -72,36 +67,6 @@ DISPATCH_SETTINGS: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-
-
-@attrs.define(eq=False)
-class ClaimShield:
-    """Bounds each claim, and the one that is under way when the worker stops even more."""
-
-    #: the longest a claim may take (in seconds): what it took in vain is held by nobody meanwhile. One that took longer
-    #: makes it twice as long for the next, in case that it is the server that is slow
-    timeout: float = CLAIM_TIMEOUT
-    #: but never longer than this, for what is held by nobody has to be found within one heartbeat
-    longest: float = CLAIM_TIMEOUT
-    _patience: float = attrs.field(init=False)
-    _scope: CancelScope | None = attrs.field(default=None, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._patience = self.timeout
-
-    def open(self) -> CancelScope:
-        """A shielded scope for one claim."""
-        self._scope = CancelScope(shield=True, deadline=anyio.current_time() + self._patience)
-        return self._scope
-
-    def answered(self, *, in_time: bool) -> None:
-        """Learn how the last claim went."""
-        self._patience = self.timeout if in_time else min(self._patience * 2, self.longest)
-
-    def hurry(self) -> None:
-        """Let the claim under way, if any, end soon."""
-        if self._scope is not None:
-            self._scope.deadline = min(self._scope.deadline, anyio.current_time() + HURRIED_CLAIM)
 
 
 @attrs.define(eq=False, kw_only=True)

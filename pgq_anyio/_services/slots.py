@@ -28,11 +28,10 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context as Variables
 from contextvars import copy_context
 from functools import partial
-from types import FrameType
 from typing import Any, Final
 
 import anyio
@@ -44,6 +43,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 from .._db.task import cancel_requests, rename_current_task
 from .._holdings import Holdings, Run
 from .._registry import HandlerKind
+from .._remainder import Remainder
 
 #: After this long without waiting a slot gives other tasks their turn (in seconds).
 TURN: Final = 0.005
@@ -123,7 +123,7 @@ class Slots:
     def _wants_taker(self) -> bool:
         """Whether there is a job, and a slot for it, that nobody is about to take."""
         takers = self._takers
-        return takers < self._most_takers and takers < len(self._waiting) and takers < self.holdings.slots
+        return takers < self._most_takers and takers < len(self._waiting) and takers < self.holdings.free_slots
 
     def give_back(self) -> None:
         """Give up on all jobs that have not started, and start no further ones."""
@@ -224,11 +224,11 @@ class Slots:
             raise
         return True
 
-    async def _take_until_one_waits(self, scope: CancelScope, count_cancels: Callable[[], int]) -> _Remainder | None:
+    async def _take_until_one_waits(self, scope: CancelScope, count_cancels: Callable[[], int]) -> Remainder | None:
         """Make the first steps of jobs, up to one that waits; what is left of it, or ``None`` if there are no more."""
-        turn_ends_at = time.monotonic() + TURN
+        began_at = time.monotonic()
         is_over = self.is_over()
-        while self._waiting and self.holdings.slots > 0:
+        while self._waiting and self.holdings.free_slots > 0:
             run = self._take()
             if not _shares_a_task(run):
                 self._start_alone(run)
@@ -242,14 +242,14 @@ class Slots:
                 if run.context.is_requested or count_cancels():
                     break
             else:
-                took = max(time.monotonic() + TURN - turn_ends_at, TURN / MOST_TAKERS)
+                took = max(time.monotonic() - began_at, TURN / MOST_TAKERS)
                 self._most_takers = min(2 * self._most_takers, int(TURN / took) or 1)
                 rename_current_task(_name(run))
-                return _Remainder(self, wanted, steps, variables)
-            if self._waiting and time.monotonic() > turn_ends_at:
+                return Remainder(self.step, wanted, steps, variables)
+            if self._waiting and time.monotonic() - began_at > TURN:
                 # Shielded: jobs that are not to start any more get their outcome from the runner, not from here.
                 await cancel_shielded_checkpoint()
-                turn_ends_at = time.monotonic() + TURN
+                began_at = time.monotonic()
                 is_over = self.is_over()
         return None
 
@@ -265,50 +265,3 @@ def _shares_a_task(run: Run) -> bool:
 
 def _name(run: Run) -> str:
     return f"job:{run.held.job.entrypoint}:{run.held.job.id}"
-
-
-#: What a coroutine waits for may be ``None``, asyncio's ``sleep(0)``.
-_NOTHING: Final = object()
-
-
-class _Remainder(Generator[Any, Any, None]):
-    """Awaits the rest of a coroutine whose first step was made already, each step in the coroutine's own variables."""
-
-    __slots__ = ("_slots", "_steps", "_variables", "_wanted")
-
-    def __init__(self, slots: Slots, wanted: Any, steps: Any, variables: Variables) -> None:
-        self._slots = slots
-        self._wanted = wanted
-        self._steps = steps
-        self._variables = variables
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self
-
-    def __next__(self) -> Any:
-        """Hand out what the first step waits for; later, make a step. The ``send(None)`` of an event loop ends here."""
-        wanted, self._wanted = self._wanted, _NOTHING
-        return self._slots.step(self._variables, self._steps.send, None) if wanted is _NOTHING else wanted
-
-    def send(self, value: Any) -> Any:
-        """Make the next step."""
-        return self._slots.step(self._variables, self._steps.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        """Make the next step with an exception, such as a cancellation."""
-        return self._slots.step(self._variables, self._steps.throw, *error)
-
-    def close(self) -> None:
-        """End the coroutine where it is."""
-        self._variables.run(self._steps.close)
-
-    @property
-    def cr_frame(self) -> FrameType | None:
-        """The frame of the job, for dumps of this task."""
-        frame: FrameType | None = self._steps.cr_frame
-        return frame
-
-    @property
-    def cr_await(self) -> Any:
-        """What the job awaits, for dumps of this task."""
-        return self._steps.cr_await

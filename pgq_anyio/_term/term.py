@@ -6,13 +6,14 @@ import secrets
 
 from anyio import CancelScope
 
+from .._claim_shield import CLAIM_TIMEOUT, SHORTEST_CLAIM_TIMEOUT, ClaimShield
 from .._context import OuterScopes
 from .._db import retrying
 from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._hints import Hints
 from .._holdings import Holdings
-from .._services.claimer import CLAIM_TIMEOUT, SHORTEST_CLAIM_TIMEOUT, Claimer, ClaimShield
+from .._services.claimer import Claimer
 from .._services.drain import Drain
 from .._services.heartbeat import Heart
 from .._services.limited import LimitedClaimer

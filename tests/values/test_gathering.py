@@ -10,6 +10,7 @@ import pytest
 
 from pgq_anyio import Job, JobId
 from pgq_anyio import _endings as endings_module
+from pgq_anyio._claim_shield import ClaimShield
 from pgq_anyio._doorbell import Doorbell
 from pgq_anyio._endings import BUSY, PATIENCE, WORTHWHILE, Endings
 from pgq_anyio._hints import Hints
@@ -17,7 +18,7 @@ from pgq_anyio._holdings import Holdings
 from pgq_anyio._lifecycle import SUCCEEDED
 from pgq_anyio._models import Held
 from pgq_anyio._services import claimer as claimer_module
-from pgq_anyio._services.claimer import Claimer, ClaimShield, run_claimer
+from pgq_anyio._services.claimer import Claimer, run_claimer
 from pgq_anyio._stop import Stop
 
 pytestmark = pytest.mark.anyio
