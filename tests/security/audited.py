@@ -38,15 +38,12 @@ PAYLOADS = [pickle.dumps(Bomb()), SOURCE.encode(), b"!!python/object/apply:os.sy
 
 def note(event: str, arguments: tuple[Any, ...]) -> None:
     """Write down what must not happen."""
-    path = os.environ.get(AUDIT)
-    if path is None:
-        return
     if event == "pickle.find_class":
         is_hostile = arguments[0] in ("os", "posix", "nt")
     else:
         is_hostile = event in ("compile", "os.system") and MARK in str(arguments[0])
     if is_hostile:
-        with Path(path).open("a", encoding="utf-8") as audit:
+        with Path(os.environ[AUDIT]).open("a", encoding="utf-8") as audit:
             audit.write(f"{event} {arguments!r}\n")
 
 

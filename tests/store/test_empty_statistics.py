@@ -96,9 +96,9 @@ async def empty(conn: Connection, store: Store, table: str) -> None:
     await rows(conn, store, f"delete from {{schema}}.{table}")
     # A partitioned table has no pages, its partitions have.
     parts = f"select relid from pg_partition_tree('{{schema}}.{table}') union select '{{schema}}.{table}'::regclass"
-    known = f"select reltuples, relpages > 0 from pg_class where oid in ({parts}) and relpages > 0"
+    known = f"select reltuples from pg_class where oid in ({parts}) and relpages > 0"
     with anyio.fail_after(60):  # another test's transaction may keep the rows for a while
-        while await rows(conn, store, known) != [(0.0, True)]:
+        while await rows(conn, store, known) != [(0.0,)]:
             await rows(conn, store, f"vacuum (truncate off) {{schema}}.{table}")
             await anyio.sleep(0.05)
 

@@ -18,6 +18,7 @@ from pgq_anyio._limited_name import LimitedName
 from pgq_anyio._services import heartbeat
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store.worker import Pulse, beat_worker
+from tests.worker.test_cancel import wait_status
 
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
@@ -43,13 +44,6 @@ def rests(app: PgQueuer) -> bool:
     """Whether its worker has seen that the name is full, and waits for news."""
     one = known(app)
     return one.resting and not one.empty
-
-
-async def wait_status(queries: Queries, job_id: JobId, status: JobStatus) -> None:
-    """Wait for the state of a job."""
-    with anyio.fail_after(20):
-        while (await queries.job_status([job_id])).get(job_id) is not status:  # noqa: ASYNC110  (a fact of the database)
-            await anyio.sleep(0.01)
 
 
 class Other:

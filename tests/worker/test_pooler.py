@@ -19,6 +19,7 @@ from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, PsycopgDriver, Q
 from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
 from tests.poolers import open_pgbouncer
+from tests.worker.test_cancel import wait_status
 
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
@@ -69,12 +70,10 @@ async def traces(pooled_dsn: str) -> list[list[Any]]:
     return found
 
 
-async def wait_status(queries: Queries, job_id: JobId, status: JobStatus) -> float:
+async def time_status(queries: Queries, job_id: JobId, status: JobStatus) -> float:
     """Wait for the state of a job; how long that took (in seconds)."""
     began_at = time.monotonic()
-    with anyio.fail_after(20):
-        while (await queries.job_status([job_id])).get(job_id) is not status:  # noqa: ASYNC110  (a fact of the database)
-            await anyio.sleep(0.005)
+    await wait_status(queries, job_id, status)
     return time.monotonic() - began_at
 
 
@@ -140,9 +139,9 @@ async def test_without_a_direct_way_work_is_found_by_polling(
         await anyio.sleep(1.5)  # the looks that follow falling asleep are over
         for _ in range(3):
             (job_id,) = await queries.enqueue("hold")
-            assert await wait_status(queries, job_id, JobStatus.RUNNING) < within(poll + 0.5)
+            assert await time_status(queries, job_id, JobStatus.RUNNING) < within(poll + 0.5)
             await queries.mark_job_as_cancelled([job_id])
-            assert await wait_status(queries, job_id, JobStatus.CANCELLED) < within(LEASE / 3 + 0.5)
+            assert await time_status(queries, job_id, JobStatus.CANCELLED) < within(LEASE / 3 + 0.5)
         await anyio.sleep(LEASE)  # nothing is heard for a whole lease, and nothing is made of it
     assert [[], [], []] == await traces(pooled_dsn)
     (warning,) = [record.getMessage() for record in caplog.records if record.name != "pgq_anyio.watchdog"]
@@ -187,7 +186,7 @@ async def test_with_a_direct_way_wakeups_are_immediate(
                 await started.wait()
             starts.append(time.monotonic() - began_at)
             await queries.mark_job_as_cancelled([job_id])
-            ends.append(await wait_status(queries, job_id, JobStatus.CANCELLED))
+            ends.append(await time_status(queries, job_id, JobStatus.CANCELLED))
     assert statistics.median(starts) < within(0.1, 2)
     assert statistics.median(ends) < within(0.2, 2)
     assert [[], [], []] == await traces(pooled_dsn)

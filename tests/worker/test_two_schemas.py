@@ -12,6 +12,7 @@ from pgq_anyio import Job, JobStatus, PgQueuer, PsycopgDriver, Queries, Schedule
 from pgq_anyio._db import Connection
 from pgq_anyio._store.migrations import uninstall
 from pgq_anyio.testing import drain, running_worker, temporary_schema
+from tests.worker.test_cancel import wait_status
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(45)]
 
@@ -66,16 +67,12 @@ async def test_limits_rates_cancels_and_schedules(sides: tuple[Side, Side]) -> N
         assert ids[0] == ids[1], "the same ids mean different jobs"
         await wait_until(lambda: ours.running and theirs.running)
         for side in sides:
-            with anyio.fail_after(20):
-                while JobStatus.SUCCESSFUL != (await side.queries.job_status(ids[0]))[ids[0][1]]:  # noqa: ASYNC110
-                    await anyio.sleep(0.01)
+            await wait_status(side.queries, ids[0][1], JobStatus.SUCCESSFUL)
         await ours.queries.pause_schedule("report")
         await theirs.queries.run_schedule("report")
         await wait_until(lambda: theirs.occurrences)
         assert ids[0][:1] == await ours.queries.mark_job_as_cancelled(ids[0][:1])
-        with anyio.fail_after(20):
-            while JobStatus.CANCELLED != (await ours.queries.job_status(ids[0]))[ids[0][0]]:  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+        await wait_status(ours.queries, ids[0][0], JobStatus.CANCELLED)
         assert JobStatus.RUNNING == (await theirs.queries.job_status(ids[0]))[ids[0][0]]
         assert [1, 1] == [len(await side.queries.workers()) for side in sides]
         assert [True, False] == [(await side.queries.schedules())[0].paused for side in sides]
