@@ -3,24 +3,21 @@
 - The server is an embedded one that ends with the run. ``PGQ_ANYIO_TEST_DSN`` takes another one, ``--postgres-bin DIR``
   starts one from the binaries of an installed PostgreSQL (any major version).
 - Each test that asks for ``schema`` has one of its own, so tests need no cleanup and never see each other's rows.
-- Schemas are made and dropped on a blocking connection: fixtures stay usable from sync and async tests, whatever event
-  loop the test's backend has under way.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from pgq_anyio._embedded import EmbeddedServer
 from tests.bounds import BUSY, Within
 from tests.profiles import register_profiles
+from tests.schemas import Schemas
 from tests.servers import installed_server
 
 if TYPE_CHECKING:
@@ -31,7 +28,6 @@ SERVER_OPTIONS = {"max_connections": "200", "fsync": "off"}
 PROMISES = range(1, 50)
 
 register_profiles()
-_numbers = itertools.count(1)
 _proved: set[int] = set()
 
 
@@ -64,42 +60,27 @@ def dsn(server_dsn: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def administer(server_dsn: str) -> Iterator[Callable[[str], None]]:
-    """Executes a script, on a connection that is kept: opening one takes as long as what it is used for."""
-    connection: psycopg.Connection[Any] | None = None
-
-    def execute(script: str) -> None:
-        nonlocal connection
-        if connection is not None:
-            try:
-                connection.execute("select")
-            except psycopg.OperationalError:  # a test has ended all that there were
-                connection = None
-        if connection is None:
-            # A connection that a test left open would block this for ever; with a limit it names itself.
-            connection = psycopg.connect(server_dsn, autocommit=True, options="-c lock_timeout=10s")
-        connection.execute(script.encode())
-
-    yield execute
-    if connection is not None:
-        connection.close()
+def schemas(server_dsn: str) -> Iterator[Schemas]:
+    """Makes the schemas of the tests."""
+    made = Schemas(server_dsn)
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def empty_schema(administer: Callable[[str], None]) -> Iterator[str]:
+def empty_schema(schemas: Schemas) -> Iterator[str]:
     """A schema name that nothing else uses; what the test creates under it is dropped afterwards."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
+    name = schemas.new_name()
     yield name
-    administer(f"drop schema if exists {name} cascade")
+    schemas.drop(name)
 
 
 @pytest.fixture
-def schema(empty_schema: str, administer: Callable[[str], None]) -> str:
-    """A migrated schema of the test's own: from the script for ``psql``, in one round trip."""
-    from pgq_anyio._store.migrations import migration_sql
-
-    administer("".join(line for line in migration_sql(empty_schema).splitlines(True) if not line.startswith("\\")))
-    return empty_schema
+def schema(schemas: Schemas) -> Iterator[str]:
+    """A migrated schema of the test's own."""
+    taken = schemas.take()
+    yield taken.name
+    schemas.give_back(taken)
 
 
 @pytest.fixture

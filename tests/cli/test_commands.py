@@ -20,11 +20,12 @@ Invoke = Callable[..., Result]
 
 
 @pytest.fixture
-def invoke(dsn: str, empty_schema: str) -> Invoke:
+def invoke(dsn: str, request: pytest.FixtureRequest) -> Invoke:
     """Runs a command on the test's schema, which has tables if the test asks for them (``schema``, ``fleet``)."""
+    schema: str = request.getfixturevalue("schema" if "schema" in request.fixturenames else "empty_schema")
 
     def invoke(*arguments: str, stdin: bytes | None = None) -> Result:
-        options = [f"--dsn={dsn}", f"--schema={empty_schema}"]
+        options = [f"--dsn={dsn}", f"--schema={schema}"]
         return CliRunner().invoke(app, [*arguments, *options], input=stdin, prog_name="pgq-anyio")
 
     return invoke
