@@ -7,5 +7,5 @@ page of the documentation from them.
 
 Everything that is measured runs in child processes, one measurement at a time.
 
-``python -m benchmarks.limits`` and ``python -m benchmarks.statements`` measure parts without goals of their own.
+``python -m benchmarks.statements`` measures parts without goals of their own.
 """

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import backlog, ceiling, churn, drain, enqueue, idle, latency, memory, processes, slots, snapshot, wal
+from . import (
+    backlog,
+    ceiling,
+    churn,
+    drain,
+    enqueue,
+    idle,
+    latency,
+    limits,
+    memory,
+    processes,
+    promptness,
+    slots,
+    snapshot,
+    wal,
+)
 from ._figure import Figure
 
 FIGURES: Final[dict[str, Figure]] = {
@@ -20,4 +35,6 @@ FIGURES: Final[dict[str, Figure]] = {
     "idle": idle,
     "wal": wal,
     "churn": churn,
+    "limits": limits,
+    "promptness": promptness,
 }

@@ -14,12 +14,11 @@ import anyio
 import psycopg
 
 from pgq_anyio import Job, PgQueuer, SyncQueries
-from pgq_anyio._store.migrations import migrate_sync, uninstall_sync
 
 from ._children import LOOPS, loop_options
-from ._server import settle
+from ._filling import make_tables
+from ._server import bench_database, settle
 
-SCHEMA = "bench_limits"
 CHUNK = 10_000
 #: How long a worker that falls asleep looks for what it may have missed (in seconds).
 FALLING_ASLEEP = 3.0
@@ -36,22 +35,19 @@ def main() -> None:
     parser.add_argument("limit", type=int)
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
-    with psycopg.connect(args.dsn, autocommit=True) as conn:
-        uninstall_sync(conn, SCHEMA)
-        migrate_sync(conn, SCHEMA)
-        with SyncQueries(conn, schema=SCHEMA) as queries:
+    with bench_database(args.dsn) as args.dsn:
+        make_tables(args.dsn)
+        with SyncQueries(args.dsn) as queries:
             for start in range(0, args.jobs, CHUNK):
                 queries.enqueue("limited", [None] * min(CHUNK, args.jobs - start))
-    settle(args.dsn)
-    figures = _drain(args) if args.what == "drain" else _full(args)
-    with psycopg.connect(args.dsn, autocommit=True) as conn:
-        uninstall_sync(conn, SCHEMA)
+        settle(args.dsn)
+        figures = _drain(args) if args.what == "drain" else _full(args)
     print(json.dumps(figures))
 
 
 def _drain(args: argparse.Namespace) -> dict[str, Any]:
     """Drain no-op jobs."""
-    app = PgQueuer(args.dsn, schema=SCHEMA)
+    app = PgQueuer(args.dsn)
     handled = running = highest = 0
 
     @app.entrypoint("limited", concurrency_limit=args.limit)
@@ -72,7 +68,7 @@ def _drain(args: argparse.Namespace) -> dict[str, Any]:
 
 def _full(args: argparse.Namespace) -> dict[str, Any]:
     """Hold the limit full, with the rest of the jobs queued behind it."""
-    app = PgQueuer(args.dsn, schema=SCHEMA)
+    app = PgQueuer(args.dsn)
 
     @app.entrypoint("limited", concurrency_limit=args.limit)
     async def limited(job: Job) -> None:

@@ -1,67 +1,109 @@
-"""What limits cost: no-op jobs per second under a limit of concurrency, and the CPU of a full name with a backlog.
+"""Figure 14: what limits cost: no-op jobs per second under a limit of concurrency, and the CPU of a full name.
 
-The first figure is to be 3,000 or more for one worker with a limit of 50, each claim waited for until it is on disk.
-The second compares a full limit with 100,000 jobs behind it to one with nothing behind it: the difference is to be less
-than 1 % of a CPU, in the worker and in the server.
+The second compares a full limit with many jobs behind it to one with nothing behind it, in the worker and in the
+server's processes that serve it. Each claim of a limited name is waited for until it is on disk.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Final
 
-from ._children import LOOPS, measure_module
-from ._report import print_table, write_json
-from ._server import bench_server, describe
+from ._children import LOOPS, MeasurementError, measure_module
+from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_least, at_most, median
 
+TITLE = "Limits"
+HOW = (
+    "No-op jobs of a name with a `concurrency_limit`, drained by one worker. And a name whose 50 slots are taken, with "
+    "and without jobs that wait behind them: the CPU of the worker and of its sessions on the server."
+)
+QUICK = {"jobs": 4_000, "backlog": 0, "seconds": 0, "rounds": 1, "loops": 1}
+FULL = {"jobs": 30_000, "backlog": 100_000, "seconds": 30, "rounds": 3, "loops": 3}
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=30_000)
-    parser.add_argument("--limits", type=int, nargs="+", default=[1, 50, 1000])
-    parser.add_argument("--backlog", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--loops", nargs="+", choices=LOOPS, default=LOOPS)
-    parser.add_argument("--dsn", help="a server of your own, on this machine, instead of the embedded one")
-    parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
-    args = parser.parse_args(arguments)
-    with bench_server(args.dsn) as dsn:
-        facts = describe(dsn)
-        print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-        drained = _drain(args, dsn)
-        full = _full(args, dsn)
-    write_json(args.json, {"facts": facts, "drained": drained, "full": full})
-    return 0
+LIMITS: Final = (1, 50, 1000)
+#: The limit that the goals are about.
+LIMIT: Final = 50
+#: A limit of one takes so much longer for each job.
+SERIAL_SHARE: Final = 20
 
 
-def _drain(args: argparse.Namespace, dsn: str) -> dict[str, list[float]]:
-    drained: dict[str, list[float]] = {}
-    for _ in range(args.rounds):
-        for limit in args.limits:
-            for loop in args.loops:
-                jobs = str(args.jobs if limit > 1 else args.jobs // 20)
-                figures = measure_module("_limits_worker", "drain", dsn, loop, jobs, str(limit))
-                drained.setdefault(f"limit {limit}, {loop}", []).append(figures["jobs_per_second"])
-    rows = [(name, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}") for name, rates in drained.items()]
-    print_table("No-op jobs of a limited name, drained by one worker", ("", "jobs/s (median)", "lowest"), rows)
-    return drained
+def measure(bench: Bench) -> Results:
+    """The limits in turns, then the full name."""
+    drained: dict[str, dict[str, list[float]]] = {}
+    for number in range(1, bench.size["rounds"] + 1):
+        for loop in LOOPS[: bench.size["loops"]]:
+            for limit in LIMITS:
+                jobs = bench.size["jobs"] // (SERIAL_SHARE if limit == 1 else 1)
+                try:
+                    figures = measure_module("_limits_worker", "drain", bench.dsn, loop, str(jobs), str(limit))
+                except MeasurementError as error:
+                    bench.lose(f"limit {limit}, {loop}", str(error))
+                    continue
+                drained.setdefault(loop, {}).setdefault(str(limit), []).append(figures["jobs_per_second"])
+                bench.say(f"round {number}: limit {limit}, {loop}: {figures['jobs_per_second']:,.0f} jobs/s")
+    return {"drained": drained, "full": _measure_full(bench)}
 
 
-def _full(args: argparse.Namespace, dsn: str) -> dict[str, dict[str, Any]]:
-    full: dict[str, dict[str, Any]] = {}
-    for loop in args.loops:
-        for backlog in (0, args.backlog):
-            jobs = str(50 + backlog)
-            full[f"{loop}, {backlog:,} queued"] = measure_module("_limits_worker", "full", dsn, loop, jobs, "50")
-    rows = [(n, f"{f['worker_cpu_percent']:.2f}", f"{f['server_cpu_percent']:.2f}") for n, f in full.items()]
-    print_table("A full name (limit 50)", ("", "worker, % of a CPU", "server, % of a CPU"), rows)
+def _measure_full(bench: Bench) -> dict[str, dict[str, dict[str, float]]]:
+    full: dict[str, dict[str, dict[str, float]]] = {}
+    if not bench.size["backlog"]:
+        return full
+    seconds = f"--seconds={bench.size['seconds']}"
+    for loop in LOOPS:
+        for behind in (0, bench.size["backlog"]):
+            jobs = str(LIMIT + behind)
+            try:
+                figures = measure_module("_limits_worker", "full", bench.dsn, loop, jobs, str(LIMIT), seconds)
+            except MeasurementError as error:
+                bench.lose(f"full, {behind} behind, {loop}", str(error))
+                continue
+            full.setdefault(loop, {})[str(behind)] = figures
+            bench.say(f"full, {behind:,} behind, {loop}: {_describe(figures)}")
     return full
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _describe(figures: dict[str, float]) -> str:
+    return f"worker {figures['worker_cpu_percent']:.2f} %, server {figures['server_cpu_percent']:.2f} %"
+
+
+def judge(results: Results) -> list[Verdict]:
+    """The rate, and what the jobs behind add."""
+    verdicts = []
+    for loop in LOOPS:
+        rates = results["drained"].get(loop, {}).get(str(LIMIT), [])
+        verdicts.append(
+            at_least(14, f"no-op jobs under a limit of {LIMIT}, {loop}", median(rates), 3000, unit="jobs/s", digits=0)
+        )
+    for loop in LOOPS:
+        full = results["full"].get(loop, {})
+        for who in ("worker", "server"):
+            added = None
+            if len(full) == 2:
+                bare, behind = (one[f"{who}_cpu_percent"] for one in full.values())
+                added = behind - bare
+            what = f"what jobs behind a full limit add to the {who}, {loop}"
+            verdicts.append(at_most(14, what, added, 1.0, unit="% of a core"))
+    return verdicts
+
+
+def tables(results: Results) -> list[Table]:
+    """Every limit, and the full name."""
+    drained = [
+        (f"limit {limit}, {loop}", f"{median(rates):,.0f}", f"{min(rates):,.0f} … {max(rates):,.0f}")
+        for loop, by_limit in results["drained"].items()
+        for limit, rates in by_limit.items()
+    ]
+    full = [
+        (f"{loop}, {int(behind):,} behind", f"{one['worker_cpu_percent']:.2f}", f"{one['server_cpu_percent']:.2f}")
+        for loop, by_behind in results["full"].items()
+        for behind, one in by_behind.items()
+    ]
+    found = [Table("No-op jobs of a limited name, drained by one worker", ("", "jobs/s", "lowest … highest"), drained)]
+    if full:
+        found.append(Table(f"A full limit of {LIMIT}", ("", "worker, % of a core", "server, % of a core"), full))
+    return found
+
+
+def charts(results: Results) -> list[Chart]:
+    """The rates under the limit of the goal."""
+    rates = {loop: median(by_limit.get(str(LIMIT), [])) for loop, by_limit in results["drained"].items()}
+    return [Bars(f"No-op jobs under a limit of {LIMIT}", "jobs/s", rates, goal=3000)]
