@@ -1,11 +1,13 @@
 """Enqueueing any number of jobs, all or none of them, with their ids in input order.
 
-One statement takes what most calls bring. Larger batches of jobs that are due at once go by COPY, whose rows cost the
-server less than the elements of arrays and whose size has no bound; larger batches of others are cut into several
-statements. Both then need a transaction, which is a savepoint inside the caller's.
+One statement takes what most calls bring, and a plain one the single job that is due at once. Larger batches of jobs
+that are due at once go by COPY, whose rows cost the server less than the elements of arrays and whose size has no
+bound; larger batches of others are cut into several statements. Both then need a transaction, which is a savepoint
+inside the caller's.
 
 Measured on two cores, microseconds a job with 100 bytes of payload, arrays / COPY: 135 / 460 for one job, 6.2 / 8.6 for
 a hundred, 4.6 / 4.0 for a thousand, 5.0 / 3.5 for ten thousand. Without prepared statements COPY wins from a hundred.
+In another run a single job took 267 with arrays, 145 by itself, and 80 as a bare INSERT.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ def enqueue(store: Store, conn: AnyConnection, jobs: NewJobs, *, always_notify: 
         yield from _begin(conn)
         ids: list[JobId] = yield InTransaction(_copy(store, jobs, always_notify))
         return ids
+    if number == 1 and jobs.delays[0] is None and jobs.run_ats[0] is None:
+        return (yield from _insert_one(store, jobs, always_notify))
     parts = list(_parts(jobs))
     if len(parts) == 1:
         return (yield from _insert(store, parts, always_notify))
@@ -54,6 +58,12 @@ def _begin(conn: AnyConnection) -> Steps[None]:
     """
     if is_in_transaction(conn):
         yield Execute("select 1")
+
+
+def _insert_one(store: Store, jobs: NewJobs, always_notify: bool) -> Steps[list[JobId]]:
+    parameters = {"entrypoint": jobs.entrypoints[0], "payload": jobs.payloads[0], "priority": jobs.priorities[0]}
+    rows = yield Fetch(store, "enqueue_job", {**parameters, "always_notify": always_notify})
+    return [rows[0][0]]
 
 
 def _insert(store: Store, parts: list[NewJobs], always_notify: bool) -> Steps[list[JobId]]:

@@ -44,7 +44,7 @@ def test_a_database_that_is_gone_in_the_middle(proxy: Proxy, schema: str) -> Non
     """It vanishes with the statement."""
 
     def watch(_: str, data: bytes) -> None:
-        if b"with input as materialized" in data:
+        if b"pg_catalog.nextval" in data:
             proxy.vanish()
 
     proxy.watch(watch)

@@ -214,7 +214,7 @@ async def test_a_closed_driver_is_named(dsn: str, schema: str) -> None:
     assert "hunter2" not in f"{error.value} {queries!r}"
 
 
-@pytest.mark.parametrize("number", [1, 2000])
+@pytest.mark.parametrize("number", [1, 3, 2000])
 async def test_only_sleepers_are_notified(queries: Queries, dsn: str, look: Look, schema: str, number: int) -> None:
     """A job for a name that nobody sleeps on wakes nobody, whichever way it was enqueued."""
     look(

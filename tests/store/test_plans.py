@@ -155,14 +155,26 @@ async def test_a_heartbeat_does_not_read_what_runs(conn: Connection, store: Stor
     assert [True] == [pulse.orphans for pulse in found if pulse is not None and pulse.orphans]
 
 
+ENQUEUED: dict[str, dict[str, Any]] = {
+    "enqueue_job": {"entrypoint": "fetch", "payload": b"x", "priority": 0},
+    "enqueue_jobs": {
+        "entrypoints": ["fetch"],
+        "payloads": [b"x"],
+        "priorities": [0],
+        "delays": [None],
+        "run_ats": [None],
+    },
+}
+
+
 @pytest.mark.parametrize("always_notify", [False, True])
+@pytest.mark.parametrize("name", ENQUEUED)
 async def test_an_enqueue_is_planned_a_few_times_and_then_no_more(
-    conn: Connection, store: Store, always_notify: bool
+    conn: Connection, store: Store, name: str, always_notify: bool
 ) -> None:
     """In a transaction of the caller's too. PostgreSQL looks at five plans made for the values before it keeps one."""
-    parameters = {"entrypoints": ["fetch"], "payloads": [b"x"], "priorities": [0], "delays": [None], "run_ats": [None]}
     for _ in range(20):
-        await store.statement("enqueue_jobs").fetch(conn, **parameters, always_notify=always_notify)
+        await store.statement(name).fetch(conn, **ENQUEUED[name], always_notify=always_notify)
     cursor = await conn.execute(
         "select generic_plans, custom_plans from pg_prepared_statements where generic_plans > 0"
     )

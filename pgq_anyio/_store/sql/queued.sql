@@ -49,6 +49,22 @@ with input as materialized (
 select array(select job_id from input order by ordinal), (select pg_catalog.count(*)
     from woken), (select pg_catalog.count(*) from alarmed)
 
+-- name: enqueue_job
+-- As enqueue_jobs, for a single job that is due at once. Of what that takes, half was the start of the larger plan.
+-- The id is asked from the sequence: a producer may not read it in the table.
+insert into {schema}.queued as q (job_id, entrypoint, priority, created_at, payload)
+values (pg_catalog.nextval({job_id_seq}), %(entrypoint)s::pg_catalog.text, %(priority)s::integer,
+    pg_catalog.clock_timestamp(), %(payload)s::pg_catalog.bytea)
+returning pg_catalog.currval({job_id_seq}), (
+    select pg_catalog.pg_notify({channel}, 'queued:' operator(pg_catalog.||) pg_catalog.left(q.entrypoint, 1000))
+    where (select %(always_notify)s::boolean)
+        or exists (
+            select from {schema}.worker w
+            where w.left_at is null
+                and q.entrypoint operator(pg_catalog.=) any (case when w.sleeping then w.entrypoints else w.dozing end)
+        )
+)
+
 -- name: allot_job_ids
 -- Ids for a COPY, which returns none.
 select array(select pg_catalog.nextval({job_id_seq}) from pg_catalog.generate_series(1, %(count)s::integer))
