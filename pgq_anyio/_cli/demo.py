@@ -49,11 +49,11 @@ def demo(
     console.print(f"[bold]pgq_anyio {version()}[/], {python_version()}")
     console.print("on an embedded PostgreSQL that is removed at the end; Ctrl-C stops it at any time")
     interrupts = Interrupts(once=True)
-    with interrupts.handled(), _ephemeral_server(interrupts) as dsn:
+    with interrupts.handled(), _ephemeral_server(console, interrupts) as dsn:
         for name in BackendName if backend is None else [backend]:
             chosen = choose_backend(name, None)
             run_on(chosen, partial(_show, console, dsn, chosen), interrupts)
-    console.print("\nthe server and its data are removed; try it with your own jobs: [bold]pgq-anyio run module:app[/]")
+    console.print("try it with your own jobs: [bold]pgq-anyio run module:app[/]")
 
 
 async def _show(console: Console, dsn: str, backend: Backend) -> None:
@@ -91,10 +91,14 @@ def _summarize(console: Console, records: list[JobRecord]) -> None:
 
 
 @contextmanager
-def _ephemeral_server(interrupts: Interrupts) -> Iterator[str]:
+def _ephemeral_server(console: Console, interrupts: Interrupts) -> Iterator[str]:
     server = EmbeddedServer(ephemeral=True)
+    dsn: str | None = None
     try:
-        yield server.__enter__()
+        dsn = server.__enter__()
+        yield dsn
     finally:
         interrupts.ignore()
         server.__exit__(None, None, None)
+        if dsn is not None:
+            console.print("\nthe server and its data are removed")

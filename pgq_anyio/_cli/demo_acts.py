@@ -114,7 +114,7 @@ async def _burst(stage: Stage) -> float:
     enqueued_at = time.monotonic()
     stage.tell(f"producer: enqueued in {1000 * (enqueued_at - began_at):.0f} ms")
     left = set(ids)
-    with progress("running", BURST) as done, anyio.fail_after(PATIENCE):
+    with progress("running", BURST, stage.console) as done, anyio.fail_after(PATIENCE):
         while left:
             statuses = await queries.job_status(sorted(left))
             ended = {job_id for job_id, status in statuses.items() if status in _ENDED}

@@ -61,14 +61,15 @@ def moment(value: datetime | None) -> str:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
     """Show the progress of long work, if somebody looks on.
 
     :param what: what is being done
     :param total: how many things are to be done
+    :param console: one that other lines are written to meanwhile: they go above the bar. Defaults to standard error.
     :return: a function to call with the number of things that were done since the last call
     """
-    console = make_console(stderr=True)
+    console = console or make_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)

@@ -69,4 +69,5 @@ def test_interrupted_demo(commands: Commands, temporary: Path, backend: str, imp
         demo.signal(signal.SIGINT)
     assert demo.wait(15) == 130, demo.output
     assert "Traceback" not in demo.output.split("Cancelled in the middle")[-1]
+    assert "the server and its data are removed" == demo.output.splitlines()[-1]
     assert left_behind(temporary) == []
