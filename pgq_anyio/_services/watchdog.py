@@ -1,8 +1,9 @@
 """Names what blocks the event loop: a warning with the stack, from a thread that the loop cannot stop.
 
 A blocked loop sends no heartbeats and delivers no cancellation; if it lasts longer than the lease, the fence alone
-protects the jobs. The loop stamps the time a few times per limit, the thread compares: nothing of this is on the path
-of a job.
+protects the jobs. The loop stamps the time twice per limit, the thread wakes when a stamp is overdue by a whole limit:
+nothing of this is on the path of a job, and both sleep as long as they can, for an idle worker does little else. What
+blocks for less than the limit is never named, what blocks for half as long again always is.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from anyio.abc import TaskStatus
 
 logger = logging.getLogger("pgq_anyio.watchdog")
 
-#: Looks per limit, of the loop and of the thread.
-LOOKS: Final = 4
+#: How often the loop stamps the time, in parts of the limit. A stamp may be older by as much when something begins to
+#: block.
+INTERVAL: Final = 0.5
 
 
 @attrs.define(eq=False)
@@ -36,15 +38,20 @@ class Watchdog:
 
     def watch(self) -> None:
         """Compare until the end (the thread's function)."""
-        pause = self.limit / LOOKS
-        looked_at = time.monotonic()
+        overdue = self.limit * (1 + INTERVAL)
         reported_at = None
-        while not self.ended.wait(pause):
+        while True:
+            began_at = time.monotonic()
+            pause = self.stamped_at + overdue - began_at
+            if pause <= 0:
+                pause = self.limit * INTERVAL
+            if self.ended.wait(pause):
+                return
             now = time.monotonic()
-            # A pause that took much too long: the whole process was stopped, not the loop alone.
-            stopped = now - looked_at > pause + self.limit / 2
-            looked_at = now
-            if now - self.stamped_at > self.limit and not stopped and reported_at != self.stamped_at:
+            if now - began_at > pause + self.limit * INTERVAL:
+                # The whole process was stopped, not the loop alone, which may only now go on.
+                self.stamped_at = now
+            elif now - self.stamped_at >= overdue and reported_at != self.stamped_at:
                 reported_at = self.stamped_at
                 self.report()
 
@@ -71,6 +78,6 @@ async def run_watchdog(limit: float, *, task_status: TaskStatus[None] = anyio.TA
     try:
         while True:
             watchdog.stamped_at = time.monotonic()
-            await anyio.sleep(limit / LOOKS)
+            await anyio.sleep(limit * INTERVAL)
     finally:
         watchdog.ended.set()
