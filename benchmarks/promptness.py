@@ -58,10 +58,14 @@ def judge(results: Results) -> list[Verdict]:
 def tables(results: Results) -> list[Table]:
     """Every loop."""
     rows = [
-        (text.format(**results["size"]), *(f"{median(results['took'][what].get(loop, [])):,.2f}" for loop in LOOPS))
+        (text.format(**results["size"]), *(_shown(results["took"][what].get(loop, [])) for loop in LOOPS))
         for what, (text, _) in GOALS.items()
     ]
     return [Table("Much at once (ms)", ("", *LOOPS), rows)]
+
+
+def _shown(values: list[float]) -> str:
+    return f"{median(values):,.2f}" if values else "-"
 
 
 def charts(results: Results) -> list[Chart]:

@@ -20,6 +20,8 @@ from pgq_anyio._store.migrations import migrate_sync
 
 PAYLOAD = b"x" * 100
 INSERT = "insert into pgq_anyio.queued (entrypoint, payload) values ('noop', %s) returning job_id"
+INSERT_AND_NOTIFY = f"with added as ({INSERT}) select pg_notify('bench', '') from added"
+TAKE = "delete from pgq_anyio.queued returning *"
 WARM_UP = 20
 #: Between two jobs (in seconds): longer than a claim takes, so that the worker waits for a notification again.
 PAUSE = 0.02
@@ -212,6 +214,27 @@ async def latency(options: dict[str, Any]) -> dict[str, Any]:
     return {"delays_ms": delays}
 
 
+async def bare(options: dict[str, Any]) -> dict[str, Any]:
+    """What PostgreSQL takes for the same without a queue: an INSERT with a NOTIFY, hearing it, and taking the row."""
+    dsn, delays = options["dsn"], []
+    with (
+        psycopg.connect(dsn, autocommit=True) as producer,
+        psycopg.connect(dsn, autocommit=True) as listener,
+        psycopg.connect(dsn, autocommit=True, options="-c synchronous_commit=off") as taker,
+    ):
+        migrate_sync(producer, "pgq_anyio")
+        listener.execute("listen bench")
+        for number in range(WARM_UP + options["jobs"]):
+            await anyio.sleep(PAUSE)
+            asked_at = time.perf_counter()
+            producer.execute(INSERT_AND_NOTIFY, [PAYLOAD], prepare=True)
+            list(listener.notifies(timeout=60, stop_after=1))
+            taker.execute(TAKE, prepare=True).fetchall()
+            if number >= WARM_UP:
+                delays.append((time.perf_counter() - asked_at) * 1000)
+    return {"delays_ms": delays}
+
+
 async def serve(options: dict[str, Any]) -> dict[str, Any]:
     """Run until SIGTERM."""
     app, meter = make_app(options)
@@ -236,7 +259,7 @@ async def serve(options: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Do one step."""
     options = json.loads(sys.argv[1])
-    steps = {"drain": drain, "fill": fill, "latency": latency, "serve": serve, "single": single, "sleeps": sleeps}
+    steps = {step.__name__: step for step in (bare, drain, fill, latency, serve, single, sleeps)}
     loop = options["loop"]
     backend = "trio" if loop == "trio" else "asyncio"
     backend_options = {"use_uvloop": loop == "uvloop"} if backend == "asyncio" else {}
