@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import attrs
 
-from ._children import MeasurementError
+from ._children import MeasurementError, measure_module
 from .contenders._contender import Contender
 
 Results = dict[str, Any]
@@ -89,6 +89,17 @@ class Bench:
                 self.versions[one.name] = version
             found.append(one)
         return found
+
+    def measure_module(self, name: str, module: str, *arguments: str) -> dict[str, Any] | None:
+        """Run a module of this package in a child process; its figures, or ``None`` if it gave none, which is noted.
+
+        :param name: what is measured, for people
+        """
+        try:
+            return measure_module(module, *arguments)
+        except MeasurementError as error:
+            self.lose(name, str(error))
+            return None
 
     def lose(self, name: str, reason: str) -> None:
         """Note that something gave no figures."""

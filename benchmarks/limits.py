@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ._children import LOOPS, MeasurementError, measure_module
+from ._children import LOOPS
 from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_least, at_most, median
 
 TITLE = "Limits"
@@ -33,13 +33,12 @@ def measure(bench: Bench) -> Results:
         for loop in LOOPS[: bench.size["loops"]]:
             for limit in LIMITS:
                 jobs = bench.size["jobs"] // (SERIAL_SHARE if limit == 1 else 1)
-                try:
-                    figures = measure_module("_limits_worker", "drain", bench.dsn, loop, str(jobs), str(limit))
-                except MeasurementError as error:
-                    bench.lose(f"limit {limit}, {loop}", str(error))
+                name = f"limit {limit}, {loop}"
+                measured = "drain", bench.dsn, loop, str(jobs), str(limit)
+                if (figures := bench.measure_module(name, "_limits_worker", *measured)) is None:
                     continue
                 drained.setdefault(loop, {}).setdefault(str(limit), []).append(figures["jobs_per_second"])
-                bench.say(f"round {number}: limit {limit}, {loop}: {figures['jobs_per_second']:,.0f} jobs/s")
+                bench.say(f"round {number}: {name}: {figures['jobs_per_second']:,.0f} jobs/s")
     return {"drained": drained, "full": _measure_full(bench)}
 
 
@@ -50,14 +49,12 @@ def _measure_full(bench: Bench) -> dict[str, dict[str, dict[str, float]]]:
     seconds = f"--seconds={bench.size['seconds']}"
     for loop in LOOPS:
         for behind in (0, bench.size["backlog"]):
-            jobs = str(LIMIT + behind)
-            try:
-                figures = measure_module("_limits_worker", "full", bench.dsn, loop, jobs, str(LIMIT), seconds)
-            except MeasurementError as error:
-                bench.lose(f"full, {behind} behind, {loop}", str(error))
+            name = f"full, {behind:,} behind, {loop}"
+            measured = "full", bench.dsn, loop, str(LIMIT + behind), str(LIMIT), seconds
+            if (figures := bench.measure_module(name, "_limits_worker", *measured)) is None:
                 continue
             full.setdefault(loop, {})[str(behind)] = figures
-            bench.say(f"full, {behind:,} behind, {loop}: {_describe(figures)}")
+            bench.say(f"{name}: {_describe(figures)}")
     return full
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ._children import LOOPS, MeasurementError, measure_module
+from ._children import LOOPS
 from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_most, median
 
 TITLE = "Much at once"
@@ -30,13 +30,12 @@ def measure(bench: Bench) -> Results:
     for number in range(1, bench.size["rounds"] + 1):
         for loop in LOOPS[: bench.size["loops"]]:
             for what, values in took.items():
-                try:
-                    figures = measure_module("_promptness_worker", what, bench.dsn, loop, str(size[what]))
-                except MeasurementError as error:
-                    bench.lose(f"{what}, {loop}", str(error))
+                name = f"{what}, {loop}"
+                measured = what, bench.dsn, loop, str(size[what])
+                if (figures := bench.measure_module(name, "_promptness_worker", *measured)) is None:
                     continue
                 values.setdefault(loop, []).append(figures["ms"])
-                bench.say(f"round {number}: {what}, {loop}: {figures['ms']:,.2f} ms")
+                bench.say(f"round {number}: {name}: {figures['ms']:,.2f} ms")
     return {"took": took, "size": dict(bench.size)}
 
 
