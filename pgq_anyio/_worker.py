@@ -76,8 +76,8 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
             await keep(run_signals, worker.settings.signals, worker.stop, name="signals")
         if worker.settings.exit_process:
             await keep(run_last_resort, worker.last_resort, name="last resort")
-        if worker.settings.block_warning is not None:
-            await keep(run_watchdog, worker.settings.block_warning, name="watchdog")
+        if worker.watchdog is not None:
+            await keep(run_watchdog, worker.watchdog, name="watchdog")
         async with anyio.create_task_group() as services:
             services.start_soon(
                 partial(
@@ -96,7 +96,8 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
             try:
                 async with worker.lifespan() as worker.resources:
                     try:
-                        await _run_terms(worker, completion, task_status)
+                        with worker.outside_lifespan():
+                            await _run_terms(worker, completion, task_status)
                     except BaseException:
                         worker.stop.fail()
                         raise

@@ -113,6 +113,11 @@ class Scheduler:
         run.ended = True
         self._runs.pop(run.held.key, None)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run's handler has not ended."""
+        return bool(self._runs)
+
     def running(self) -> list[ScheduledRun]:
         """Runs whose handler has not ended."""
         return list(self._runs.values())

@@ -75,6 +75,8 @@ class Handlers:
                 self._end_job(run, unstarted_outcome(context))
             else:
                 runs.append(run)
+        if runs:
+            worker.watch()
         self._slots.start(runs)
 
     def _end_job(self, run: Run, outcome: Outcome) -> None:
@@ -108,11 +110,17 @@ class Handlers:
         if worker.stop.requested:
             self._end_scheduled(run, GIVEN_BACK)
         else:
+            worker.watch()
             self._tasks.start_soon(run_schedule, run, self._end_scheduled, name=f"schedule:{entry.name}")
 
     def _end_scheduled(self, run: ScheduledRun, outcome: Outcome) -> None:
         self.term.scheduler.handler_ended(run)
         self.term.worker.endings.put(run.held, outcome)
+
+    @property
+    def are_running(self) -> bool:
+        """Whether there is a job or a scheduled run whose handler has not ended."""
+        return self.term.holdings.busy > 0 or self.term.scheduler.is_busy
 
     def running(self) -> list[Run | ScheduledRun]:
         """Jobs and scheduled runs whose handler has not ended."""

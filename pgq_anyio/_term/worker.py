@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -18,6 +18,7 @@ from .._registry import Registry
 from .._run_settings import RunSettings
 from .._services.completer import Batch
 from .._services.last_resort import LastResort
+from .._services.watchdog import Watchdog
 from .._stop import Stop
 from .._store._sql import Store
 from .._timetable import HeldSchedule
@@ -45,6 +46,8 @@ class Worker:
     heard: Doorbell = attrs.field(factory=Doorbell, init=False)
     #: what the lifespan gave
     resources: Any = attrs.field(default=None, init=False)
+    #: whether the lifespan is opening or closing
+    in_lifespan: bool = attrs.field(default=True, init=False)
     #: the present term, once there is one
     term: Term | None = attrs.field(default=None, init=False)
     #: whether the caller of ``tg.start(app.run)`` has been told that we are ready
@@ -52,8 +55,12 @@ class Worker:
     #: whether the limits have been put into the database: later terms leave them as they are
     has_defined: bool = attrs.field(default=False, init=False)
     last_resort: LastResort = attrs.field(init=False)
+    #: names what blocks the loop; ``None`` if that is not wanted
+    watchdog: Watchdog | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
+        if self.settings.block_warning is not None:
+            self.watchdog = Watchdog(self.settings.block_warning, self.runs_others_code)
         self.last_resort = LastResort(
             stop=self.stop,
             shutdown_grace=self.settings.shutdown_grace,
@@ -62,6 +69,25 @@ class Worker:
             endings=self.endings,
             mark_left=self._mark_left,
         )
+
+    def runs_others_code(self) -> bool:
+        """Whether anything runs in the loop that its user has written: a handler, or the lifespan."""
+        return self.in_lifespan or (self.term is not None and self.term.handlers.are_running)
+
+    def watch(self) -> None:
+        """Something of the user's is about to run."""
+        if self.watchdog is not None:
+            self.watchdog.wake()
+
+    @contextmanager
+    def outside_lifespan(self) -> Iterator[None]:
+        """The lifespan has opened; it closes after this block."""
+        self.in_lifespan = False
+        try:
+            yield
+        finally:
+            self.in_lifespan = True
+            self.watch()
 
     async def _mark_left(self) -> None:
         if self.term is not None:
