@@ -1,7 +1,11 @@
 """Figure 12: what a worker costs that has nothing to do, in its own process and in the server, and what it asks.
 
-The server without a worker is measured first, and its share taken off. Statements are counted in the server's log,
-which the database of the measurement fills with every statement; autovacuum says nothing there.
+The server without a worker is measured first, and its share taken off. What the machine takes for the least that any
+worker with a lease does, a statement every ten seconds and the sleep between, is measured beside them: memory and
+caches of a process that sleeps for long go cold, most of all on virtual machines.
+
+Statements are counted in the server's log, which the database of the measurement fills with every statement; autovacuum
+says nothing there.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import re
 import time
 from pathlib import Path
 
+import attrs
 import psutil
 import psycopg
 from psycopg import sql
@@ -22,13 +27,17 @@ from .contenders._contender import OURS, Contender, graphile_worker, ours, pgque
 TITLE = "An idle worker"
 HOW = (
     "A worker with nothing to do, five seconds after its start: CPU of its process and of the server, less that of a "
-    "server without a worker, and the statements that it sends."
+    "server without a worker, and the statements that it sends. PostgreSQL alone: a process that does nothing but send "
+    "a short statement every ten seconds, without a queue and without an event loop."
 )
 QUICK = {"seconds": 5, "peers": 0}
 FULL = {"seconds": 60, "peers": 1}
 
 CONTENDERS = tuple(ours(loop) for loop in LOOPS)
-PEERS = (pgqueuer(100), graphile_worker())
+BARE = attrs.evolve(ours("asyncio"), name="PostgreSQL alone", options={"loop": "asyncio", "bare": True})
+PEERS = (BARE, pgqueuer(100), graphile_worker())
+#: How often a worker says how many jobs it has run (in seconds): never.
+SILENCE = 1e6
 #: A worker looks again a few times before it trusts that there is nothing (in seconds).
 FALLING_ASLEEP = 5.0
 #: CPU time is counted in hundredths of a second: in less time than this nothing can be said about 0.3 % (in seconds).
@@ -65,7 +74,7 @@ def _measure(one: Contender, bench: Bench, postmaster: psutil.Process, empty: fl
         with psycopg.connect(database, autocommit=True) as conn:
             name = sql.Identifier(conn.info.dbname)
             conn.execute(sql.SQL("alter database {} set log_statement = 'all'").format(name))
-        with one.serve(database, report=1.0) as child:
+        with one.serve(database, report=SILENCE) as child:
             child.wait_ready()
             time.sleep(FALLING_ASLEEP)
             worker, log = psutil.Process(child.pid), Path(f"/proc/{postmaster.pid}/fd/2").readlink()
