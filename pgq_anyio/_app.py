@@ -41,7 +41,7 @@ from ._registry import (
 )
 from ._retention import WEEK, RetentionLike
 from ._retry import RetryPolicy
-from ._run_settings import Mode, RunSettings, check_run_settings
+from ._run_settings import Mode, OnLeaseLost, RunSettings, check_run_settings
 from ._stop import Stop
 from ._store._sql import DEFAULT_SCHEMA, Store
 from ._term import Worker
@@ -239,6 +239,7 @@ class PgQueuer:
         max_concurrency: int = 100,
         mode: Mode = "continuous",
         lease: float | timedelta = 30.0,
+        on_lease_lost: OnLeaseLost = "cancel",
         shutdown_grace: float | timedelta = 30.0,
         cancel_grace: float | timedelta = 5.0,
         signals: Sequence[signal.Signals] = (),
@@ -261,6 +262,10 @@ class PgQueuer:
         :param mode: ``"continuous"``, or ``"drain"`` to return when no job is left for the app's names
         :param lease: a worker without a sign of life for this long is declared dead by the others (in seconds, at
             least 2)
+        :param on_lease_lost: ``"cancel"`` to cancel the jobs shortly before the lease is over, so that none is live
+            twice; or ``"continue"`` to let them go on. The worker then keeps them if a heartbeat gets through before
+            it is declared dead. If not, it claims nothing more until they have ended, and drops what they come to; the
+            same jobs run elsewhere meanwhile, beside any limit
         :param shutdown_grace: how long running jobs may go on after a request to stop (in seconds)
         :param cancel_grace: how long a handler may take to end after it was cancelled (in seconds)
         :param block_warning: a handler that blocks the event loop for longer than this is logged with its stack (in
@@ -281,6 +286,7 @@ class PgQueuer:
             max_concurrency=max_concurrency,
             mode=mode,
             lease=lease,
+            on_lease_lost=on_lease_lost,
             shutdown_grace=shutdown_grace,
             cancel_grace=cancel_grace,
             signals=signals,

@@ -66,6 +66,8 @@ class Holdings:
     on_lost_claim: Callable[[], None]
     #: called when a running job has been asked to end
     on_cancelled: Callable[[Run], None]
+    #: whether jobs go on whose rows are not ours any more
+    spares_lost: bool = False
     _runs: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
     _running: dict[tuple[JobId, int], Run] = attrs.field(factory=dict, init=False)
     _by_id: dict[JobId, Run] = attrs.field(factory=dict, init=False)
@@ -262,6 +264,7 @@ class Holdings:
             if (
                 run is not None
                 and not run.ended
+                and not self.spares_lost
                 and run.context.request_cancel(CancelReason.LEASE_LOST, grace=self.cancel_grace)
             ):
                 self.on_cancelled(run)

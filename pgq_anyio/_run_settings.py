@@ -15,6 +15,7 @@ from ._registry import MIN_LEASE
 from ._retention import Retention, RetentionLike, check_retention
 
 Mode = Literal["continuous", "drain"]
+OnLeaseLost = Literal["cancel", "continue"]
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +31,8 @@ class RunSettings:
     mode: Mode
     #: how long the worker counts as alive after a heartbeat
     lease: float
+    #: what becomes of jobs whose worker does not
+    on_lease_lost: OnLeaseLost
     #: how long running jobs may go on after a request to stop
     shutdown_grace: float
     #: how long a handler may take to end after it was cancelled
@@ -50,6 +53,7 @@ def check_run_settings(
     max_concurrency: int,
     mode: Mode,
     lease: float | timedelta,
+    on_lease_lost: OnLeaseLost,
     shutdown_grace: float | timedelta,
     cancel_grace: float | timedelta,
     signals: Sequence[signal.Signals],
@@ -65,12 +69,15 @@ def check_run_settings(
     """
     if mode not in get_args(Mode):
         raise ConfigurationError(f"{called('mode')} must be 'continuous' or 'drain', not {mode!r}")
+    if on_lease_lost not in get_args(OnLeaseLost):
+        raise ConfigurationError(f"{called('on_lease_lost')} must be 'cancel' or 'continue', not {on_lease_lost!r}")
     return RunSettings(
         dequeue_timeout=seconds(called("dequeue_timeout"), dequeue_timeout, above=0.0),
         batch_size=count(called("batch_size"), batch_size, at_most=10_000),
         max_concurrency=count(called("max_concurrency"), max_concurrency, at_most=100_000),
         mode=mode,
         lease=seconds(called("lease"), lease, at_least=MIN_LEASE),
+        on_lease_lost=on_lease_lost,
         shutdown_grace=seconds(called("shutdown_grace"), shutdown_grace),
         cancel_grace=seconds(called("cancel_grace"), cancel_grace),
         signals=_check_signals(signals),

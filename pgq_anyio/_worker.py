@@ -14,6 +14,7 @@
              ├─ process pool        if an entrypoint uses it
              └─ stop scope          deadline set once, when the stop begins
                 ├─ lookout          tells that the jobs are being cancelled, by whatever
+                ├─ late stop        if jobs go on although the lease is lost
                 └─ jobs             every running job and scheduled run, each in its own CancelScope
                    └─ intake        cancelled first: claimers, promoter, scheduler, rescuer, pruner, drain
 
@@ -56,7 +57,6 @@ from ._services.rescuer import run_rescuer
 from ._services.scheduler import run_scheduler
 from ._services.signals import run_signals
 from ._services.watchdog import run_watchdog
-from ._stop import Stop
 from ._term import Term, Worker
 
 logger = logging.getLogger("pgq_anyio.worker")
@@ -111,18 +111,18 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
     while not worker.stop.requested:
         term = worker.term = Term(worker)
         try:
-            if await _until_stopped(worker.stop, term.registration.register):
+            if await _until(worker.stop.wait_requested, term.registration.register):
                 await _run_term(term, task_status)
         finally:
-            if term.lease_scope.cancel_called:
+            if term.lease.is_lost:
                 completion.close()  # it may have gone silent with the heartbeat's; outcomes can be sent again
             await _say_farewell(term)  # noqa: ASYNC102  (shielded and bounded inside)
-        if term.lease_scope.cancel_called and not worker.stop.requested:
+        if term.lease.is_lost and not worker.stop.requested:
             logger.warning("the lease was lost and its jobs have ended; registering anew")
             # What the old term still owes is stored, or given back, before anything is claimed again.
             wound_up = False
             try:
-                wound_up = await _until_stopped(worker.stop, term.wind_up)
+                wound_up = await _until(worker.stop.wait_requested, term.wind_up)
             finally:
                 if not wound_up:
                     await _say_farewell(term)  # noqa: ASYNC102  (shielded and bounded inside)
@@ -133,8 +133,8 @@ async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
     async with _open_keep(term.worker) as keep:
         await keep(run_overdue_watch, term.overdue, name="overdue watch")
         async with anyio.create_task_group() as upkeep:
-            with term.lease_scope:
-                if await _until_stopped(stop, partial(_start_upkeep, term, upkeep)):
+            with term.lease.scope:
+                if await _until(stop.wait_requested, partial(_start_upkeep, term, upkeep)):
                     async with _open_process_pool(term) as pool:
                         term.handlers.open_tools(pool)
                         with term.stop_scope:
@@ -147,7 +147,13 @@ async def _start_upkeep(term: Term, upkeep: TaskGroup) -> None:
     """What has to work before anything is claimed, and goes on until the last job has ended."""
     guard = partial(_guard, term.worker)
     await upkeep.start(guard, run_heartbeat, term.heart, name="heartbeat")
-    await upkeep.start(guard, run_listener, term.ear, name="listener")
+    await upkeep.start(_run_listener, term, name="listener")
+
+
+async def _run_listener(term: Term, *, task_status: TaskStatus[None]) -> None:
+    """Listen until the lease is lost: a worker that nobody counts as one has nothing to hear."""
+    listen = partial(_guard, term.worker, run_listener, term.ear, task_status=task_status)
+    await _until(term.lease.revoked.wait, listen)
 
 
 async def _run_jobs(term: Term, task_status: TaskStatus[None]) -> None:
@@ -156,11 +162,13 @@ async def _run_jobs(term: Term, task_status: TaskStatus[None]) -> None:
         around_jobs.start_soon(_run_lookout, over, term.interrupted, name="lookout")
         async with anyio.create_task_group() as jobs:
             await _run_intake(term, jobs, task_status)
+            if term.lease.is_lost:
+                around_jobs.start_soon(_run_late_stop, term, over, name="late stop")
         over.set()
 
 
 async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]) -> None:
-    """Everything that brings in work, until the stop is requested."""
+    """Everything that brings in work, until the stop is requested, or another worker has declared this one dead."""
     term.handlers.open(jobs)
     guard = partial(_guard, term.worker)
     async with anyio.create_task_group() as intake:
@@ -176,14 +184,26 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
             if not term.worker.reported:
                 term.worker.reported = True
                 task_status.started()
-            await term.worker.stop.wait_requested()
-            term.begin_stop(anyio.current_time() + term.worker.settings.shutdown_grace)
+            if await _until(term.worker.stop.wait_requested, term.lease.revoked.wait):
+                term.begin_end()
+            else:
+                _begin_stop(term)
         except BaseException:
             term.interrupted()
             raise
         finally:
             term.hurry()
         intake.cancel_scope.cancel()
+
+
+def _begin_stop(term: Term) -> None:
+    term.begin_stop(anyio.current_time() + term.worker.settings.shutdown_grace)
+
+
+async def _run_late_stop(term: Term, over: anyio.Event) -> None:
+    """Let a stop reach jobs that go on although the lease is lost."""
+    if not await _until(term.worker.stop.wait_requested, over.wait):
+        _begin_stop(term)
 
 
 class _Keep(Protocol):
@@ -251,13 +271,13 @@ async def _open_process_pool(term: Term) -> AsyncIterator[ProcessPool | None]:
         yield None
 
 
-async def _until_stopped(stop: Stop, function: Callable[[], Awaitable[object]]) -> bool:
-    """Run ``function``, but no longer than until the stop is requested; whether it came to its end."""
+async def _until(event: Callable[[], Awaitable[object]], function: Callable[[], Awaitable[object]]) -> bool:
+    """Run ``function``, but no longer than until ``event`` has been waited for; whether it came to its end."""
     ended = False
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
-            await stop.wait_requested()
+            await event()
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(watch)

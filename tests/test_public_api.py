@@ -76,8 +76,10 @@ def test_the_signatures_are_these() -> None:
         return list(inspect.signature(function).parameters)[1:]  # type: ignore[arg-type]  # functions all
 
     assert ["source", "schema", "lifespan"] == parameters(pgq_anyio.PgQueuer.__init__)
-    run = ["dequeue_timeout", "batch_size", "max_concurrency", "mode", "lease", "shutdown_grace", "cancel_grace"]
-    assert [*run, "signals", "block_warning", "retention", "task_status"] == parameters(pgq_anyio.PgQueuer.run)
+    run = ["dequeue_timeout", "batch_size", "max_concurrency", "mode", "lease", "on_lease_lost", "shutdown_grace"]
+    assert [*run, "cancel_grace", "signals", "block_warning", "retention", "task_status"] == parameters(
+        pgq_anyio.PgQueuer.run
+    )
     for option in ("retry_timer", "timeout", "max_attempts", "max_crashes", "retry_policy", "executor_factory"):
         assert option in parameters(pgq_anyio.PgQueuer.entrypoint)
     assert ["name", "expression", "timezone", "missed", "executor_factory"] == parameters(pgq_anyio.PgQueuer.schedule)

@@ -22,7 +22,7 @@ from anyio.abc import TaskStatus
 
 from .._app import PgQueuer
 from .._db import PsycopgDriver
-from .._run_settings import RunSettings, check_run_settings
+from .._run_settings import OnLeaseLost, RunSettings, check_run_settings
 from .._settings import DatabaseSource, find_database, read_dsn
 from .backends import Backend, BackendName, choose_backend, python_version, run_on
 from .draining import show_draining
@@ -68,6 +68,7 @@ def run(
     max_concurrency: Annotated[int, typer.Option(help="Handlers that run at once in this worker.")] = 100,
     dequeue_timeout: Annotated[Any, Duration(help="The longest pause between two looks at the queue.")] = "30s",
     lease: Annotated[Any, Duration(help="Without a sign of life for so long the worker counts as dead.")] = "30s",
+    on_lease_lost: Annotated[OnLeaseLost, typer.Option(help="What becomes of running jobs then.")] = "cancel",
     shutdown_grace: Annotated[Any, Duration(help="How long jobs may go on after the first signal.")] = "30s",
     cancel_grace: Annotated[Any, Duration(help="How long handlers may take to end once cancelled.")] = "5s",
     block_warning: Annotated[Any, Duration(help="How long handlers may block the event loop unreported.")] = "1s",
@@ -94,6 +95,7 @@ def run(
         max_concurrency=max_concurrency,
         mode="drain" if drain else "continuous",
         lease=lease,
+        on_lease_lost=on_lease_lost,
         shutdown_grace=shutdown_grace,
         cancel_grace=cancel_grace,
         signals=(signal.SIGTERM, signal.SIGINT),

@@ -1,11 +1,10 @@
 """Shows that the worker is alive, and learns from the answer all that an idle worker needs to know.
 
-The lease is a cancel scope: its deadline is the *start* of the last successful heartbeat + lease - margin. A
-heartbeat that
-fails is tried again at once on a new connection and then with growing pauses, until it succeeds or the scope's deadline
-ends the term. The first attempt of each has half an interval: a connection that went silent must not cost the lease, so
-there has to be time for another one. The connection is closed then, not tidied up. A heartbeat whose row is gone ends
-the term at once: somebody has declared this worker dead.
+The lease counts from the *start* of the last successful heartbeat (``_lease.py``). One that fails is tried again at
+once on a new connection and then with growing pauses, until it succeeds or the end of the lease ends the term. The
+first attempt of each has half an interval: a connection that went silent must not cost the lease, so there has to be
+time for another one. The connection is closed then, not tidied up. A heartbeat whose row is gone ends the term:
+somebody has declared this worker dead.
 
 Between heartbeats it looks, on the same connection, whether jobs that a notification names are to be cancelled in
 truth, for anybody can send one. A look is one short statement that changes nothing. If it fails, the heartbeat that
@@ -26,7 +25,6 @@ from typing import Final
 
 import anyio
 import attrs
-from anyio import CancelScope
 from anyio.abc import TaskStatus
 from psycopg import Error
 
@@ -35,6 +33,7 @@ from .._db.line import Line
 from .._doorbell import Doorbell
 from .._errors import in_a_line
 from .._holdings import Holdings
+from .._lease import Lease
 from .._models import JobId
 from .._store._sql import Store
 from .._store.running import find_cancelled, give_back_claims, list_claims
@@ -61,10 +60,7 @@ class Heart:
     store: Store
     worker_id: int
     holdings: Holdings
-    lease: float
-    #: how long before the end of the lease the jobs are cancelled (in seconds)
-    margin: float
-    lease_scope: CancelScope
+    lease: Lease
     #: called with every answer and the time at which it was asked for (event loop's clock)
     on_pulse: Callable[[Pulse, float], None]
     #: called when a session has answered that never did before, but for the first
@@ -83,7 +79,7 @@ class Heart:
     @property
     def interval(self) -> float:
         """Pause between heartbeats (in seconds)."""
-        return self.lease / BEATS_PER_LEASE
+        return self.lease.duration / BEATS_PER_LEASE
 
     def beat_soon(self) -> None:
         """Do not wait for the next heartbeat's time: there is something to give back, or to compare."""
@@ -157,8 +153,11 @@ async def run_heartbeat(heart: Heart, *, task_status: TaskStatus[None] = anyio.T
                 patience = heart.interval
                 continue
             if not alive:
-                logger.warning("this worker has been declared dead by another one: its jobs are cancelled")
-                heart.lease_scope.cancel()
+                follows = (
+                    "go on, and what becomes of them does not count" if heart.lease.spares_jobs else "are cancelled"
+                )
+                logger.warning("this worker has been declared dead by another one: its jobs %s", follows)
+                heart.lease.revoke()
                 if not started:
                     task_status.started()
                 return
@@ -183,7 +182,7 @@ async def beat_once(heart: Heart) -> bool:
     pulse = await beat_worker(conn, heart.store, worker_id=heart.worker_id, unresolved=unresolved)
     if pulse is None:
         return False
-    heart.lease_scope.deadline = asked_at + heart.lease - heart.margin
+    heart.lease.renew(asked_at)
     heart.deliver(pulse.cancel_requested)
     heart.on_pulse(pulse, asked_at)
     unknown: list[tuple[JobId | None, int]] = [(None, number) for number in unresolved] if pulse.strays else []

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import anyio
 import attrs
-from anyio import CancelScope
 
 from .._db import retrying
 from .._db.line import Line
+from .._lease import Lease
 from .._store.limiter import Definition, define_limits
 from .._store.worker import leave, mark_left, register_worker
 from .worker import Worker
@@ -27,11 +27,7 @@ class Registration:
     worker: Worker
     worker_id: int
     line: Line
-    #: how long the row counts as alive after a beat (in seconds), and what of it is left for the handlers to end
-    lease: float
-    margin: float
-    #: what is cancelled when the lease may be over
-    lease_scope: CancelScope
+    lease: Lease
     #: given the limits that hold
     on_limits: Callable[[Sequence[Definition]], None]
     _name: str = attrs.field(factory=lambda: f"{socket.gethostname()}:{os.getpid()}", init=False)
@@ -42,8 +38,9 @@ class Registration:
         An interrupted request is cancelled on the server and waited for: one that was left to itself could be committed
         after our farewell, and nobody would remove its row before the lease is over.
         """
-        await retrying(self._register_once, what="registering the worker", patience=self.lease)
-        await retrying(self._define_limits_once, what="defining limits", patience=self.lease)
+        patience = self.lease.duration
+        await retrying(self._register_once, what="registering the worker", patience=patience)
+        await retrying(self._define_limits_once, what="defining limits", patience=patience)
         # From now on, what is not answered is tried on another connection, without a second's delay.
         self.line.limit_cleanup(0.0)
 
@@ -57,9 +54,9 @@ class Registration:
             name=self._name,
             entrypoints=tuple(entrypoints),
             max_crashes=[entrypoint.max_crashes for entrypoint in entrypoints.values()],
-            lease=self.lease,
+            lease=self.lease.duration,
         )
-        self.lease_scope.deadline = asked_at + self.lease - self.margin
+        self.lease.renew(asked_at)
 
     async def _define_limits_once(self) -> None:
         """Put our limits into the database, when the worker starts, and read what holds now."""

@@ -13,6 +13,7 @@ from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._hints import Hints
 from .._holdings import Holdings
+from .._lease import Lease
 from .._services.claimer import Claimer
 from .._services.drain import Drain
 from .._services.heartbeat import Heart
@@ -40,10 +41,10 @@ class Term:
         self.worker_id = secrets.randbits(63)
         self.entrypoints = tuple(registry.entrypoints)
         lease = registry.shortest_lease(settings.lease)
-        margin = min(settings.cancel_grace, lease / 4)
-        self.lease_scope = CancelScope()
+        spares_jobs = settings.on_lease_lost == "continue"
+        self.lease = Lease(lease, min(settings.cancel_grace, lease / 4), spares_jobs=spares_jobs)
         self.stop_scope = CancelScope()
-        self.outer = OuterScopes(self.lease_scope, self.stop_scope, lambda: worker.stop.requested)
+        self.outer = OuterScopes(self.lease.scope, self.stop_scope, lambda: worker.stop.requested)
         self.lines = Lines(worker.driver)
         self.handlers = Handlers(self)
         self.news = News(self)
@@ -51,6 +52,7 @@ class Term:
             worker_id=self.worker_id,
             max_concurrency=settings.max_concurrency,
             cancel_grace=settings.cancel_grace,
+            spares_lost=spares_jobs,
             unstored=lambda: worker.endings.weight,
             on_room=self.news.on_room,
             on_lost_claim=self.news.on_lost_claim,
@@ -131,9 +133,7 @@ class Term:
             store=store,
             worker_id=self.worker_id,
             holdings=self.holdings,
-            lease=lease,
-            margin=margin,
-            lease_scope=self.lease_scope,
+            lease=self.lease,
             on_pulse=self.news.on_pulse,
             on_new_session=self.news.on_new_session,
         )
@@ -151,15 +151,17 @@ class Term:
             worker=worker,
             worker_id=self.worker_id,
             line=self.lines.heartbeat,
-            lease=lease,
-            margin=margin,
-            lease_scope=self.lease_scope,
+            lease=self.lease,
             on_limits=self.limited.define,
         )
 
     def begin_stop(self, deadline: float) -> None:
         """Nothing new is claimed any more: set when what still runs is cancelled (event loop's clock)."""
         self.stop_scope.deadline = min(self.stop_scope.deadline, deadline)
+        self.handlers.begin_stop()
+
+    def begin_end(self) -> None:
+        """The worker was declared dead: nothing new is claimed, and what has not started never does."""
         self.handlers.begin_stop()
 
     def hurry(self) -> None:
@@ -171,7 +173,7 @@ class Term:
         """Something around the jobs has just been cancelled: by the end of a grace, by a second signal, with the lease,
         by an error, or by the caller of ``run()``. All but the lease end the worker.
         """
-        if not self.lease_scope.cancel_called:
+        if not self.lease.scope.cancel_called:
             self.worker.stop.hurry()
         self.overdue.expect_all()
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from pgq_anyio._cli.backends import Backend, BackendName, choose_backend
 from pgq_anyio._cli.logs import JsonFormatter
 from pgq_anyio._cli.messages import UsageError
 from pgq_anyio._cli.options import check_ids, describe, parse_duration
+from pgq_anyio._cli.program import app
 from pgq_anyio._cli.show import counted, name_list
+from pgq_anyio._retention import check_retention
+from pgq_anyio._run_settings import RunSettings
 from pgq_anyio._settings import find_database
 
 
@@ -40,6 +46,36 @@ def test_bad_durations(text: str) -> None:
     """What is no duration is refused and named."""
     with pytest.raises(typer.BadParameter, match="is no duration: write"):
         parse_duration(text)
+
+
+def test_run_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the command line says is what the worker runs with."""
+    (tmp_path / "app_with_settings.py").write_text("import pgq_anyio\napp = pgq_anyio.PgQueuer()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    ran: list[RunSettings] = []
+    monkeypatch.setattr("pgq_anyio._cli.run.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("pgq_anyio._cli.run.run_on", lambda _, serve, __: ran.append(serve.__self__.settings))
+    options = ["max-concurrency=7", "dequeue-timeout=1m", "lease=5s", "on-lease-lost=continue", "shutdown-grace=2s"]
+    options += ["cancel-grace=250ms", "block-warning=3s", "retention=1h"]
+    asked = [f"--{option}" for option in options]
+    assert 0 == CliRunner().invoke(app, ["run", "app_with_settings:app", "--drain", *asked]).exit_code
+    expected = RunSettings(
+        dequeue_timeout=60.0,
+        batch_size=500,
+        max_concurrency=7,
+        mode="drain",
+        lease=5.0,
+        on_lease_lost="continue",
+        shutdown_grace=2.0,
+        cancel_grace=0.25,
+        signals=(signal.SIGTERM, signal.SIGINT),
+        block_warning=3.0,
+        retention=check_retention(3600.0),
+        exit_process=True,
+    )
+    assert [expected] == ran
+    refused = CliRunner().invoke(app, ["run", "app_with_settings:app", "--on-lease-lost=keep"])
+    assert (2, True) == (refused.exit_code, "'keep' is not one of" in refused.output)
 
 
 def test_ids() -> None:

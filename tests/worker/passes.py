@@ -44,6 +44,7 @@ SETTINGS: Final = RunSettings(
     max_concurrency=10,
     mode="continuous",
     lease=30.0,
+    on_lease_lost="cancel",
     shutdown_grace=30.0,
     cancel_grace=5.0,
     signals=(),
@@ -188,7 +189,7 @@ async def open_passes(app: PgQueuer, driver: PsycopgDriver, conn: Connection) ->
             try:
                 await term.registration.register()
                 term.handlers.open_tools(None)
-                with term.lease_scope, term.stop_scope:
+                with term.lease.scope, term.stop_scope:
                     async with anyio.create_task_group() as jobs:
                         term.handlers.open(jobs)
                         yield Passes(worker, term, completion, conn)

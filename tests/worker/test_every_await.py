@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from anyio import CancelScope
 
 from pgq_anyio import Job, PsycopgDriver
 from pgq_anyio._db import Connection
 from pgq_anyio._db.line import Line
 from pgq_anyio._holdings import Holdings
+from pgq_anyio._lease import Lease
 from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Outcome
 from pgq_anyio._models import Held
 from pgq_anyio._services.completer import store_batch
@@ -81,9 +81,7 @@ async def test_heartbeat(driver: PsycopgDriver, schema: str, conn: Connection) -
         store=store,
         worker_id=WORKER,
         holdings=holdings,
-        lease=30.0,
-        margin=5.0,
-        lease_scope=CancelScope(),
+        lease=Lease(30.0, 5.0),
         on_pulse=lambda *_: None,
         on_new_session=lambda: None,
     )
@@ -98,7 +96,7 @@ async def test_heartbeat(driver: PsycopgDriver, schema: str, conn: Connection) -
         where = f"cancelled at await {k}"
         asked_at = anyio.current_time()
         assert await beat_once(heart), where
-        assert heart.lease_scope.deadline >= asked_at + 25.0, where
+        assert heart.lease.scope.deadline >= asked_at + 25.0, where
         assert [(lost[0].id, 1)] == await rows(conn, store, "select job_id, attempt from {schema}.queued"), where
         assert [] == await rows(conn, store, "select job_id from {schema}.running"), where
         await lose()

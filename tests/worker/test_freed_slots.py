@@ -148,7 +148,7 @@ async def test_a_slot_is_taken_by_another_worker_while_its_own_is_being_ended(
                     fail_for(worker.term.worker_id, monkeypatch)
                     worker.term.heart.beat_soon()
                 case "lease":
-                    worker.term.lease_scope.cancel()
+                    worker.term.lease.scope.cancel()
             await wait_for(worker.is_leaving)
             release.set()
             await wait_for(lambda: [waiting] == other.ran)

@@ -317,6 +317,7 @@ async def test_an_error_in_the_lifespan_reaches_the_caller(dsn: str, schema: str
         ("mode", "forever"),
         ("lease", 1),
         ("lease", float("nan")),
+        ("on_lease_lost", "ignore"),
         ("shutdown_grace", -1),
         ("cancel_grace", float("inf")),
     ],
