@@ -235,14 +235,17 @@ def stress(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
-    """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md."""
+    """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md.
+
+    With tests named (``-s faults -- tests/faults/test_server.py``) the other rows stay as they are.
+    """
     prepare_tests(session)
     rows = session.create_tmp()
     for old in Path(rows).glob("*.json"):
         old.unlink()
     form = {"PGQ_ANYIO_TEST_FAULTS": "long", "PGQ_ANYIO_TEST_FAULT_ROWS": rows}
-    session.run("python", "-m", "pytest", "tests/faults", *session.posargs, env=form)
-    session.run("python", "-m", "tests.faults.report", rows)
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/faults"]), env=form)
+    session.run("python", "-m", "tests.faults.report", rows, *([] if session.posargs else ["--whole"]))
 
 
 @nox.session(default=False)

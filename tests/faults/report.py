@@ -1,4 +1,6 @@
-"""``python -m tests.faults.report DIRECTORY``: print the rows of a directory, and put them into the documentation."""
+"""``python -m tests.faults.report DIRECTORY [--whole]``: print the rows of a directory, and put them into the
+documentation. Scenarios that did not run keep the rows that they had, unless the run was a whole one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
+
 from tests.faults.rows import Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+#: The rows that the page shows.
+KEPT = PAGE.with_suffix(".json")
 BEGIN, END = "<!-- faults: begin -->\n", "<!-- faults: end -->\n"
 HEAD = ("Fault", "Times", "Jobs", "Lost", "Run twice", "Interrupted", "At work again", "Allowed")
 ALIGNMENT = ("---", *("--:",) * 7)
@@ -20,6 +26,17 @@ def read(directory: Path) -> list[Row]:
     """All rows, in order."""
     rows = [Row(**json.loads(path.read_text("utf-8"))) for path in directory.glob("*.json")]
     return sorted(rows, key=lambda row: (row.number, row.title))
+
+
+def merge(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """The newest row of each scenario, in order."""
+    rows = {row.title: row for row in (*kept, *new)}
+    return sorted(rows.values(), key=lambda row: (row.number, row.title))
+
+
+def read_kept() -> list[Row]:
+    """The rows that the page shows now."""
+    return [Row(**row) for row in json.loads(KEPT.read_text("utf-8"))]
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -58,13 +75,15 @@ def put_in(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
-def main(directory: str) -> None:
+def main(directory: str, *options: str) -> None:
     """Print the table and write it into the page."""
-    rows = read(Path(directory))
-    if not rows:
+    new = read(Path(directory))
+    if not new:
         sys.exit(f"no scenario has left a row in {directory}: did the tests run with PGQ_ANYIO_TEST_FAULT_ROWS set?")
+    rows = merge([] if "--whole" in options else read_kept(), new)
     text = table(rows)
     print(text)
+    KEPT.write_text(json.dumps([attrs.asdict(row) for row in rows], indent=1) + "\n", "utf-8")
     PAGE.write_text(put_in(PAGE.read_text("utf-8"), f"{text}\n{describe_machine()}"), "utf-8")
 
 
