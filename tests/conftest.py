@@ -129,8 +129,9 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)  # before the markers are looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the reports carry the numbers of promises: the tests may run in other processes than the summary. Mark the
-    tests that hold figures.
+    tests that hold figures. Begin with the longest: other processes take what waits behind them.
     """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if "figures" in getattr(item, "fixturenames", ()):
             item.add_marker("figures")
