@@ -187,7 +187,7 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
             if await _until(term.worker.stop.wait_requested, term.lease.revoked.wait):
                 term.begin_end()
             else:
-                _begin_stop(term)
+                term.begin_stop()
         except BaseException:
             term.interrupted()
             raise
@@ -196,14 +196,10 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
         intake.cancel_scope.cancel()
 
 
-def _begin_stop(term: Term) -> None:
-    term.begin_stop(anyio.current_time() + term.worker.settings.shutdown_grace)
-
-
 async def _run_late_stop(term: Term, over: anyio.Event) -> None:
     """Let a stop reach jobs that go on although the lease is lost."""
     if not await _until(term.worker.stop.wait_requested, over.wait):
-        _begin_stop(term)
+        term.begin_stop()
 
 
 class _Keep(Protocol):

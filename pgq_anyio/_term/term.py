@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+import anyio
 from anyio import CancelScope
 
 from .._claim_shield import CLAIM_TIMEOUT, SHORTEST_CLAIM_TIMEOUT, ClaimShield
@@ -155,8 +156,9 @@ class Term:
             on_limits=self.limited.define,
         )
 
-    def begin_stop(self, deadline: float) -> None:
-        """Nothing new is claimed any more: set when what still runs is cancelled (event loop's clock)."""
+    def begin_stop(self) -> None:
+        """Nothing new is claimed any more: what still runs has the grace, and is cancelled then."""
+        deadline = anyio.current_time() + self.worker.settings.shutdown_grace
         self.stop_scope.deadline = min(self.stop_scope.deadline, deadline)
         self.handlers.begin_stop()
 

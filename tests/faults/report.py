@@ -24,8 +24,7 @@ ALIGNMENT = ("---", *("--:",) * 7)
 
 def read(directory: Path) -> list[Row]:
     """All rows, in order."""
-    rows = [Row(**json.loads(path.read_text("utf-8"))) for path in directory.glob("*.json")]
-    return sorted(rows, key=lambda row: (row.number, row.title))
+    return merge([], [Row(**json.loads(path.read_text("utf-8"))) for path in directory.glob("*.json")])
 
 
 def merge(kept: Sequence[Row], new: Sequence[Row]) -> list[Row]:
