@@ -10,7 +10,6 @@ import time
 from datetime import timedelta
 from itertools import cycle, islice, pairwise
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -33,8 +32,8 @@ LATER = timedelta(seconds=1)
 
 
 HAS_FAKETIME = pytest.mark.skipif(not has_faketime(), reason="needs the package libfaketime (Debian)")
-#: It takes a lock and reads the file for each look at the clock. On a busy machine its processes were seen to stand
-#: still for seconds, and to lose their leases rightly.
+#: It reads the file for each look at the clock. On a busy machine its processes were seen to stand still for seconds,
+#: to miss a second of a schedule, and to lose a lease.
 ALONE = pytest.mark.skipif(not LONG, reason="libfaketime needs a machine that does nothing else: in the long form")
 
 
@@ -72,10 +71,7 @@ def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Pat
     assert LATER.total_seconds() + LEASE > max(waits)
     ticks = scene.log.ticks()
     assert len(ticks) >= 2
-    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(ticks)]
-    # Every second; on a busy machine all may be late for one of them, which is missed then.
-    assert 1.0 == median(gaps) == min(gaps)
-    assert max(gaps) < LEASE
+    assert {timedelta(seconds=1)} == {later - earlier for earlier, later in pairwise(ticks)}
 
 
 @pytest.mark.parametrize("way", ["python", pytest.param("faketime", marks=HAS_FAKETIME)])
