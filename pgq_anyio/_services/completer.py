@@ -46,6 +46,7 @@ COMPLETION_SETTINGS: Final = {
     "synchronous_commit": "on",
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
+    "enable_indexscan": "on",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_nestloop": "off",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
 
 import pytest
 
@@ -10,7 +11,11 @@ from pgq_anyio._db import Connection
 from pgq_anyio._services.claimer import DISPATCH_SETTINGS
 from pgq_anyio._store._sql import Store
 
-Connect = Callable[[], Awaitable[Connection]]
+
+class Connect(Protocol):
+    """Opens a connection with the settings of a part of the worker: unless told otherwise, those of a claimer."""
+
+    async def __call__(self, settings: Mapping[str, str] = ..., /) -> Connection: ...
 
 
 @pytest.fixture
@@ -21,11 +26,11 @@ def store(schema: str) -> Store:
 
 @pytest.fixture
 async def connect(anyio_backend: str, server_dsn: str) -> AsyncIterator[Connect]:
-    """Open connections with the settings of a worker; they are closed after the test."""
+    """Open connections; they are closed after the test."""
     opened: list[Connection] = []
 
-    async def connect() -> Connection:
-        opened.append(await Connection.connect(server_dsn, settings=DISPATCH_SETTINGS))
+    async def connect(settings: Mapping[str, str] = DISPATCH_SETTINGS, /) -> Connection:
+        opened.append(await Connection.connect(server_dsn, settings=settings))
         return opened[-1]
 
     yield connect

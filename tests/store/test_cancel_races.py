@@ -11,6 +11,7 @@ import pytest
 from pgq_anyio._db import Connection
 from pgq_anyio._lifecycle import GIVEN_BACK, Again, Outcome
 from pgq_anyio._models import JobId, JobStatus
+from pgq_anyio._services.completer import COMPLETION_SETTINGS
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store._steps import run_steps
 from pgq_anyio._store.deferred import promote_due
@@ -114,6 +115,9 @@ async def test_running_rows_are_locked_in_the_order_of_their_ids(
     """
     mover, holder, observer = await connect(), await connect(), await connect()
     await forbid_indexes(mover)
+    if what == "finish":  # the one that leaves the order to the settings, which stand above those of a role
+        for name, setting in COMPLETION_SETTINGS.items():
+            await mover.execute("select set_config(%s, %s, false)", (name, setting))
     await add_worker(conn, store)
     # The claim stores them by priority: the higher the id, the earlier.
     job_ids = await add_jobs(conn, store, 10, priorities=range(10))
@@ -156,7 +160,7 @@ async def test_waiting_rows_are_locked_in_the_order_of_their_ids(
 
 @pytest.mark.promise(24)
 async def test_cancels_completions_and_claims_at_once(conn: Connection, connect: Connect, store: Store) -> None:
-    """500 jobs are claimed, finished, given back and cancelled by five connections at once: no deadlock, and what a
+    """500 jobs are claimed, finished, given back and cancelled by eight connections at once: no deadlock, and what a
     cancel says it has affected is cancelled.
     """
     await add_worker(conn, store)
@@ -164,14 +168,14 @@ async def test_cancels_completions_and_claims_at_once(conn: Connection, connect:
     affected: set[JobId] = set()
     done = anyio.Event()
 
-    async def work(worker: Connection, first_claim_no: int) -> None:
+    async def work(claimer: Connection, completer: Connection, first_claim_no: int) -> None:
         claim_no = first_claim_no
         while not done.is_set():
             claim_no += 1
-            held = await claim(worker, store, claim_no, limit=20)
-            await finish_jobs(worker, store, held[::-2])
+            held = await claim(claimer, store, claim_no, limit=20)
+            await finish_jobs(completer, store, held[::-2])
             if rest := held[-2::-2]:
-                await settle_jobs(worker, store, [(h, GIVEN_BACK) for h in rest])
+                await settle_jobs(completer, store, [(h, GIVEN_BACK) for h in rest])
 
     async def cancel_some(canceller: Connection, ids: list[JobId]) -> None:
         for start in range(0, len(ids), 25):
@@ -180,7 +184,7 @@ async def test_cancels_completions_and_claims_at_once(conn: Connection, connect:
     with anyio.fail_after(40):
         async with anyio.create_task_group() as workers:
             for number in range(3):
-                workers.start_soon(work, await connect(), number * 1_000_000)
+                workers.start_soon(work, await connect(), await connect(COMPLETION_SETTINGS), number * 1_000_000)
             async with anyio.create_task_group() as cancellers:
                 cancellers.start_soon(cancel_some, await connect(), job_ids)
                 cancellers.start_soon(cancel_some, await connect(), job_ids[::-1])

@@ -1,21 +1,17 @@
 -- name: finish_jobs
--- Successes, the hot statement: fenced by (job_id, worker_id, claim_no), locked in the order of job_id (a completion and a
--- cancel of the same jobs deadlock otherwise). The row decides, not the worker: a cancel requested before makes the job cancelled.
--- Only failed and cancelled jobs keep their payload. Returns the jobs that were still ours.
--- Each row is found by its key, one after the other, and then deleted by an array of keys. No join is left to the planner:
--- after a VACUUM that found the table empty it takes it for one row, reads all of it, and compares each row with each
--- outcome (a batch of 1,000 took 1.8 s). By ctid it would miss rows that a cancel has updated meanwhile.
-with ended as materialized (
-    select * from unnest(%(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[])
-        as e (job_id, worker_id, claim_no)
-    order by e.job_id
-), locked as materialized (
-    select l.job_id from ended e cross join lateral (
-        select r.job_id from {schema}.running r
-        where r.job_id = e.job_id and r.worker_id = e.worker_id and r.claim_no = e.claim_no for update
-    ) l
-), gone as (
-    delete from {schema}.running r where r.job_id = any (array(select job_id from locked))
+-- Successes, the hot statement: fenced by (job_id, worker_id, claim_no). The row decides, not the worker: a cancel requested
+-- before makes the job cancelled. Only failed and cancelled jobs keep their payload. Returns the jobs that were still ours.
+-- Rows go in the order of job_id (a completion and a cancel of the same jobs deadlock otherwise), because the completer's
+-- settings leave one plan: a btree index that is asked for an array of keys sorts them. "is true" keeps the planner from
+-- making a join of the fence, which might order the rows; it is a look into a hash. To lock the rows in order and then
+-- delete them took a sixth more of the server's time, and a record of 54 bytes in the WAL for each job.
+with gone as (
+    delete from {schema}.running r
+    where r.job_id = any (%(job_ids)s::bigint[]) and (
+        (r.job_id, r.worker_id, r.claim_no) in (
+            select * from unnest(%(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[])
+        )
+    ) is true
     returning r.job_id, r.worker_id, r.entrypoint, r.priority, r.attempt, r.crashes, r.created_at, r.claimed_at,
         r.cancel_requested_at, r.cancel_reason, r.payload
 ), recorded as (
