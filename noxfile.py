@@ -215,11 +215,12 @@ def figures(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "--figures", "-m", "figures", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session(python=PYTHONS[OLDEST], default=False)
 def stress(session: nox.Session) -> None:
     """The tests of all promises many times in a row, beside a process that keeps a core busy: hours.
 
-    PGQ_ANYIO_TEST_STRESS_ROUNDS changes how often (20). The first round with a failure is the last one.
+    PGQ_ANYIO_TEST_STRESS_ROUNDS changes how often (20). The first round with a failure is the last one. The soak and
+    the fault scenarios are left out: they are a load by themselves, and have sessions of their own.
     """
     prepare_tests(session)
     rounds = int(os.environ.get("PGQ_ANYIO_TEST_STRESS_ROUNDS", "20"))
@@ -227,7 +228,8 @@ def stress(session: nox.Session) -> None:
     try:
         for number in range(1, rounds + 1):
             session.log(f"round {number} of {rounds}")
-            session.run("python", "-m", "pytest", "-m", "promise", *PARALLEL, *session.posargs)
+            chosen = ("-m", "promise", "--ignore=tests/faults", "--ignore=tests/soak")
+            session.run("python", "-m", "pytest", *chosen, *PARALLEL, *session.posargs)
     finally:
         burner.kill()
         burner.wait()
@@ -284,13 +286,13 @@ def demo(session: nox.Session) -> None:
     session.run("pgq-anyio", "demo", *session.posargs, interrupt_timeout=30, terminate_timeout=10)
 
 
-@nox.session(default=False)
+@nox.session(python=PYTHONS[OLDEST], default=False)
 def bench(session: nox.Session) -> None:
     """Measure all figures, beside other queues, on a database of its own: an hour. What follows "--" names figures."""
     run_benchmarks(session)
 
 
-@nox.session(name="bench-quick", default=False)
+@nox.session(name="bench-quick", python=PYTHONS[OLDEST], default=False)
 def bench_quick(session: nox.Session) -> None:
     """Measure all figures in a small size: three minutes."""
     run_benchmarks(session, "--quick")

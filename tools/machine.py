@@ -48,11 +48,13 @@ _ASK = (
 def find_pythons() -> dict[str, str]:
     """Find one CPython of each version that the package is tested on.
 
-    Each one is started once: version managers put programs on the PATH that only say that there is no such Python.
+    The distribution's comes first: it is optimised by a profile, which version managers leave out when they compile
+    one, and takes two thirds of the time. Each one is started once: version managers put programs on the PATH that only
+    say that there is no such Python.
 
     :return: program by version, such as ``{"3.11": "/usr/bin/python3.11"}``, oldest first
     """
-    directories = [os.path.dirname(getattr(sys, "_base_executable", sys.executable))]
+    directories = ["/usr/bin", os.path.dirname(getattr(sys, "_base_executable", sys.executable))]
     directories += [part for part in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(part)]
     if os.environ.get("PYENV_ROOT"):
         directories += _newest_first(os.path.join(os.environ["PYENV_ROOT"], "versions", "*", "bin"))
