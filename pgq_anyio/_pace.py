@@ -7,6 +7,9 @@ job that is held without running is one that no other worker can run. So the num
 done: how many of its jobs end in a second, times a moment. It is nothing for jobs of a second, and hundreds for jobs of
 some microseconds.
 
+It looks back for as long as it looks forward. Of long jobs, a few that end together are many in their millisecond: a
+worker with three slots then took ten jobs more, while others stood idle or ran what was less urgent.
+
 What turns out to be held too long is given back (``_services/slots.py``).
 """
 
@@ -23,8 +26,6 @@ SHORTEST_MOMENT: Final = 0.02
 LONGEST_MOMENT: Final = 0.1
 #: Fewer are not worth it: jobs so long leave their slots empty for no part of their time that counts.
 FEWEST: Final = 5
-#: Nothing is learnt from less time than this (in seconds).
-SHORTEST_LOOK: Final = 0.001
 
 
 @attrs.define(eq=False)
@@ -34,26 +35,29 @@ class Pace:
     _looked_at: float = attrs.field(default=-math.inf, init=False)
     _ended: int = attrs.field(default=0, init=False)
     _per_second: float = attrs.field(default=0.0, init=False)
+    _moment: float = attrs.field(default=SHORTEST_MOMENT, init=False)
 
-    def look(self, now: float, ended: int) -> None:
+    def look(self, now: float, ended: int, took: float) -> None:
         """Take in how far the jobs have come: half of what is known comes from the last look.
+
+        A look that comes sooner than a moment after the last one is none.
 
         :param now: any steady clock (in seconds)
         :param ended: how many jobs have ended so far
+        :param took: how long a claim takes (in seconds)
         """
+        self._moment = min(max(took * TRIPS, SHORTEST_MOMENT), LONGEST_MOMENT)
         elapsed = now - self._looked_at
-        if elapsed >= SHORTEST_LOOK:
+        if elapsed >= self._moment:
             self._per_second = (self._per_second + (ended - self._ended) / elapsed) / 2
             self._looked_at, self._ended = now, ended
 
-    def ahead(self, took: float, most: int) -> int:
+    def ahead(self, most: int) -> int:
         """How many jobs to hold beyond those that run.
 
-        :param took: how long a claim takes (in seconds)
         :param most: the largest answer
         """
-        moment = min(max(took * TRIPS, SHORTEST_MOMENT), LONGEST_MOMENT)
-        count = min(int(self._per_second * moment), most)
+        count = min(int(self._per_second * self._moment), most)
         return count if count >= FEWEST else 0
 
     def forget(self) -> None:

@@ -122,8 +122,8 @@ class Claimer:
 
     def look_ahead(self) -> None:
         """Decide how many jobs to hold beyond those that run."""
-        self.pace.look(anyio.current_time(), self.holdings.ended)
-        self.holdings.ahead = self.pace.ahead(self.took, TRIPS * self.batch_size)
+        self.pace.look(anyio.current_time(), self.holdings.ended, self.took)
+        self.holdings.ahead = self.pace.ahead(TRIPS * self.batch_size)
 
     def claim_no_more_ahead(self) -> None:
         """Jobs that were claimed ahead did not start in time."""

@@ -25,7 +25,7 @@ AHEAD = 20
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claim ahead, whatever the pace: as if jobs had been short until now."""
-    monkeypatch.setattr(Pace, "ahead", lambda _pace, _took, most: min(AHEAD, most))
+    monkeypatch.setattr(Pace, "ahead", lambda _pace, most: min(AHEAD, most))
 
 
 async def wait_states(queries: Queries, ids: Sequence[JobId], **states: int) -> None:
