@@ -224,11 +224,11 @@ def stress(session: nox.Session) -> None:
     """
     prepare_tests(session)
     rounds = int(os.environ.get("PGQ_ANYIO_TEST_STRESS_ROUNDS", "20"))
+    chosen = ("-m", "promise", "--ignore=tests/faults", "--ignore=tests/soak")
     burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         for number in range(1, rounds + 1):
             session.log(f"round {number} of {rounds}")
-            chosen = ("-m", "promise", "--ignore=tests/faults", "--ignore=tests/soak")
             session.run("python", "-m", "pytest", *chosen, *PARALLEL, *session.posargs)
     finally:
         burner.kill()

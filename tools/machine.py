@@ -23,7 +23,6 @@ PYTHON_DIRECTORIES = (
     "~/.local/share/uv/python/*/bin",
     "~/.local/bin",
     "/usr/local/bin",
-    "/usr/bin",
     "/opt/python/*/bin",
     "/opt/homebrew/bin",
     "/Library/Frameworks/Python.framework/Versions/*/bin",
