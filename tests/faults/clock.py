@@ -1,19 +1,22 @@
 """A wall clock that a scenario can set, for one process: by an offset in a file.
 
-Two ways, since neither is complete: ``time.time`` and ``time.time_ns`` of Python are replaced here, which reaches what
-asks by these names; and libfaketime, where it is installed, stands before the C library, which reaches everything. The
-monotonic clock, which no machine's owner can set, stays as it is in both.
+Two ways: ``time.time`` and ``time.time_ns`` of Python are replaced here, which reaches what asks by these names; and
+``clock.c``, where it can be compiled, stands before the C library, which reaches everything else, too: ``datetime``,
+libpq and OpenSSL. The monotonic clock, which no machine's owner can set, stays as it is in both.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import attrs
 
-#: Where Debian's package ``libfaketime`` has it.
-_LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+_COMPILER = shutil.which("cc") if sys.platform == "linux" else None
+_SOURCE = Path(__file__).with_suffix(".c")
 
 
 @attrs.frozen
@@ -29,20 +32,23 @@ class ClockFile:
         new.rename(self.path)  # nobody ever reads half of it
 
     def environment(self, way: str) -> dict[str, str]:
-        """What a process is started with: ``way`` is ``python`` or ``faketime``."""
+        """What a process is started with: ``way`` is ``python`` or ``libc``."""
         if way == "python":
             return {"PGQ_TEST_CLOCK": str(self.path)}
-        return {
-            "LD_PRELOAD": str(_LIBRARIES[0]),
-            "FAKETIME_TIMESTAMP_FILE": str(self.path),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        return {"LD_PRELOAD": str(self._compiled()), "PGQ_TEST_WALL_CLOCK": str(self.path)}
+
+    def _compiled(self) -> Path:
+        library = self.path.with_suffix(".so")
+        if not library.exists():
+            assert _COMPILER is not None
+            options = ["-std=c11", "-Wall", "-Werror", "-O2", "-shared", "-fPIC"]
+            subprocess.run([_COMPILER, *options, "-o", library, _SOURCE, "-ldl"], check=True)
+        return library
 
 
-def has_faketime() -> bool:
-    """Whether libfaketime is installed."""
-    return bool(_LIBRARIES)
+def can_compile() -> bool:
+    """Whether the way ``libc`` is open."""
+    return _COMPILER is not None
 
 
 def install(path: str | None) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.clock import ClockFile, has_faketime
+from tests.faults.clock import ClockFile, can_compile
 from tests.faults.conftest import SceneMaker
 from tests.faults.producer import producing
-from tests.faults.rows import LONG, form
+from tests.faults.rows import form
 from tests.worker.fleet import ROOT
 
 pytestmark = pytest.mark.heavy
@@ -30,15 +30,13 @@ LEASE = 5.0
 #: How far ahead a job is deferred.
 LATER = timedelta(seconds=1)
 
-
-HAS_FAKETIME = pytest.mark.skipif(not has_faketime(), reason="needs the package libfaketime (Debian)")
-#: It reads the file for each look at the clock. On a busy machine its processes were seen to stand still for seconds,
-#: to miss a second of a schedule, and to lose a lease.
-ALONE = pytest.mark.skipif(not LONG, reason="libfaketime needs a machine that does nothing else: in the long form")
+WAYS = pytest.mark.parametrize(
+    "way", ["python", pytest.param("libc", marks=pytest.mark.skipif(not can_compile(), reason="needs Linux and cc"))]
+)
 
 
 @pytest.mark.promise(9, 42)
-@pytest.mark.parametrize("way", ["python", pytest.param("faketime", marks=[HAS_FAKETIME, ALONE])])
+@WAYS
 def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Path, way: str) -> None:
     """Nobody loses a lease, no run is repeated, deferred jobs and schedules keep to the database's time."""
     times = form(short=4, long=60)
@@ -74,18 +72,24 @@ def test_clocks_of_workers_jump_by_an_hour(make_scene: SceneMaker, tmp_path: Pat
     assert {timedelta(seconds=1)} == {later - earlier for earlier, later in pairwise(ticks)}
 
 
-@pytest.mark.parametrize("way", ["python", pytest.param("faketime", marks=HAS_FAKETIME)])
+@WAYS
 def test_a_clock_is_set(tmp_path: Path, way: str) -> None:
     """What the scenario does to its workers works."""
     clock = ClockFile(tmp_path / "clock")
     clock.set(-HOUR)
-    program = "import os, time; from tests.faults.clock import install; install(os.environ.get('PGQ_TEST_CLOCK'))"
+    program = (
+        "import os, time, datetime; from tests.faults.clock import install; install(os.environ.get('PGQ_TEST_CLOCK'));"
+        "print(time.time(), time.monotonic(), datetime.datetime.now().timestamp())"
+    )
+    right = time.time()
     said = subprocess.run(
-        [sys.executable, "-c", f"{program}; print(time.time(), time.monotonic())"],
+        [sys.executable, "-c", program],
         cwd=ROOT,
         env={**os.environ, **clock.environment(way)},
         capture_output=True,
         check=True,
     ).stdout.split()
-    assert -HOUR == pytest.approx(float(said[0]) - time.time(), abs=30)
-    assert 0 == pytest.approx(float(said[1]) - time.monotonic(), abs=30)
+    wall, monotonic, datetime = map(float, said)
+    assert -HOUR == pytest.approx(wall - right, abs=30)
+    assert 0 == pytest.approx(monotonic - time.monotonic(), abs=30)
+    assert (0 if way == "python" else -HOUR) == pytest.approx(datetime - right, abs=30)
