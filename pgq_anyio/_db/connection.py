@@ -109,6 +109,17 @@ class Connection(WaitingConnection):
             conn.cursor_factory = cursor_factory
         return conn
 
+    def send_last(self, query: str, params: Mapping[str, Any]) -> None:
+        """Send a statement whose answer nobody will wait for: the process ends now. The server carries it out all the
+        same, since it looks for its client only when it has something to say to it.
+
+        :param query: one statement or several, with psycopg's named placeholders; several are one transaction
+        :raises psycopg.OperationalError: if a statement is under way, or the connection is lost
+        """
+        text = psycopg.AsyncClientCursor(self).mogrify(query, params)
+        self.pgconn.send_query(text.encode())
+        self.pgconn.flush()
+
     async def close(self) -> None:
         """Close the connection, without waiting."""
         self.abort()

@@ -1,13 +1,10 @@
 """Takes over the jobs of workers that are gone.
 
 *Dead* is a judgement of this worker's own, by its own monotonic clock: it has seen the same beat for a full lease of
-the
-other worker, as that worker's row states it. The database's clock may step, a server may have been promoted or away
-for an
-hour: nobody is judged by that. When a beat was *made* is estimated from its age in the answer, but never as earlier
-than
-our own look before it, and only if the database's clock ran as ours did between the two looks; otherwise the lease is
-counted from the moment we saw it.
+the other worker, as that worker's row states it. The database's clock may step, a server may have been promoted or away
+for an hour: nobody is judged by that. When a beat was *made* is estimated from its age in the answer, but never as
+earlier than our own look before it, and only if the database's clock ran as ours did between the two looks; otherwise
+the lease is counted from the moment we saw it.
 
 The heartbeats' answers bring all the sightings: as long as everybody is well this asks the database nothing.
 """

@@ -98,6 +98,19 @@ async def mark_left(conn: Connection, store: Store, *, worker_id: int) -> None:
     await store.statement("mark_left").run(conn, worker_id=worker_id)
 
 
+def hand_over(conn: Connection, store: Store, *, worker_id: int, after: float, max_crashes: int) -> None:
+    """Have the server rescue what a worker that has said that it leaves still holds, when its process is gone: no
+    handler of that process is to overlap with the next run of its job.
+
+    :param after: how long the server waits first (in seconds)
+    :param max_crashes: as for ``rescue_jobs``
+    """
+    conn.send_last(
+        f"select pg_catalog.pg_sleep(%(after)s); {store.sql('rescue_jobs')}",
+        {"after": after, "worker_ids": [worker_id], "beats": [0], "max_crashes": max_crashes},
+    )
+
+
 async def leave(conn: Connection, store: Store, *, worker_id: int) -> list[JobId]:
     """Stop being a worker; the ids of jobs that had to be given back (none, if all went well)."""
     rows = await store.statement("leave").fetch(conn, worker_id=worker_id)

@@ -13,8 +13,9 @@ import attrs
 from .._db import retrying
 from .._db.line import Line
 from .._lease import Lease
+from .._services.rescuer import DEFAULT_MAX_CRASHES
 from .._store.limiter import Definition, define_limits
-from .._store.worker import leave, mark_left, register_worker
+from .._store.worker import hand_over, leave, mark_left, register_worker
 from .worker import Worker
 
 logger = logging.getLogger("pgq_anyio.worker")
@@ -90,3 +91,13 @@ class Registration:
     async def mark_left(self) -> None:
         """Say that the worker goes although handlers still run."""
         await mark_left(await self.line.connection(), self.worker.store, worker_id=self.worker_id)
+
+    async def hand_over(self, after: float) -> None:
+        """Let their jobs be given back so many seconds later, when this process is gone."""
+        hand_over(
+            await self.line.connection(),
+            self.worker.store,
+            worker_id=self.worker_id,
+            after=after,
+            max_crashes=DEFAULT_MAX_CRASHES,
+        )

@@ -121,7 +121,7 @@ def test_a_waiting_worker_takes_over(commands: Commands, fleet: Fleet, loop: lis
     assert worker.wait() == 0
 
 
-@pytest.mark.promise(35)
+@pytest.mark.promise(17, 35)
 @pytest.mark.parametrize(
     ("kind", "place"),
     [
@@ -147,9 +147,28 @@ def test_a_stubborn_handler_is_left_behind(
     assert f"job {job} of {kind!r} still runs and is left behind" in worker.output
     assert place in worker.output
     ((_, pid),) = fleet.events(job)
+    # Nobody else is there to rescue it: the worker has seen to it itself. Nothing is counted, and nothing left claimed.
+    queued = "select attempt, crashes from {schema}.queued"
+    wait_until(lambda: fleet.rows(queued) == [(1, 0)], timeout=within(1.0, SLOW), what="the job is back in the queue")
+    assert leftovers(fleet) == 0
     wait_until(lambda: is_gone(pid), what="the process of the handler has ended")
     commands.start_worker(fleet.schema, *loop)
     wait_until(lambda: len(fleet.events(job)) == 2, what="another worker has the job")
+
+
+@pytest.mark.promise(17, 35)
+def test_a_job_that_was_left_behind_starts_elsewhere(
+    commands: Commands, fleet: Fleet, loop: list[str], within: Within
+) -> None:
+    """A worker that waits has it at once, long before it would have looked for the rows of others."""
+    worker = commands.start_worker(fleet.schema, *loop, "--shutdown-grace=0.5", "--cancel-grace=0.5")
+    (job,) = fleet.enqueue("deaf_thread")
+    wait_until(lambda: started(fleet, job))
+    commands.start_worker(fleet.schema, *loop, "--lease=10m")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 1
+    wait_until(lambda: len(fleet.events(job)) == 2, timeout=within(2.0, SLOW), what="another worker has the job")
+    assert [(0,)] == fleet.rows("select crashes from {schema}.running")
 
 
 @pytest.mark.promise(35)

@@ -120,8 +120,9 @@ select (select count(*) from gone_worker), array(select job_id from gone), (sele
 -- Take the rows of workers that are gone. The worker row is locked and removed first: a heartbeat that is just committing
 -- makes skip locked pass the worker by, and the beat that the judge saw must still be the one in the row.
 -- Also taken: rows whose worker has no row (a claim that committed late, a zombie's). Crashes are counted for workers that
--- died, and for those without a row, since nobody knows whether a handler had begun; not for those that left. Schedules of a worker that left are given back; those of one that died are only released,
--- for nobody knows how far the run came.
+-- died, and for those without a row, since nobody knows whether a handler had begun; not for those that left. Schedules
+-- of a worker that left are given back; those of one that died are only released, for nobody knows how far the run came.
+-- A worker that leaves handlers behind has it done for itself, when its process is gone.
 with judged as materialized (
     select * from unnest(%(worker_ids)s::bigint[], %(beats)s::bigint[]) as j (worker_id, beat)
 ), dead as materialized (
