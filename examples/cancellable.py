@@ -11,19 +11,20 @@ import time
 
 import anyio
 
-from pgq_anyio import Context, Job, PgQueuer, ProcessExecutor
+from pgq_anyio import Job, PgQueuer, ProcessExecutor
 
 app = PgQueuer()
 
 
 @app.entrypoint("download")
-async def download(job: Job, context: Context) -> None:
+async def download(job: Job) -> None:
     # Only the block is cancelled. What comes after it runs, within the worker's --cancel-grace.
-    # (A second parameter gets what app.get_context(job.id) gives.)
-    with context.cancellation:
+    # (A handler with a second parameter is given what app.get_context(job.id) finds.)
+    with app.get_context(job.id).cancellation:
         for part in range(1, 1001):
             print(f"download: part {part}", flush=True)
             await anyio.sleep(0.1)
+    context = app.get_context(job.id)
     if context.cancellation.cancelled_caught:
         print(f"download: cancelled ({context.cancel_reason}), removing what is there", flush=True)
 

@@ -14,7 +14,6 @@ from functools import partial
 from pgq_anyio import (
     AbstractEntrypointExecutor,
     Context,
-    ExecutorParameters,
     Job,
     PgQueuer,
     RetryWithBackoffEntrypointExecutor,
@@ -24,11 +23,7 @@ app = PgQueuer()
 
 
 class NotificationExecutor(AbstractEntrypointExecutor):
-    """Sends what the payload says, and needs no handler."""
-
-    def __init__(self, parameters: ExecutorParameters, sender: str = "the shop") -> None:
-        super().__init__(parameters)  # the name, function and options of the entrypoint
-        self.sender = sender
+    """Sends what the payload says, and needs no handler. The entrypoint's name and options are ``self.parameters``."""
 
     async def execute(self, job: Job, context: Context) -> None:
         type_, message = (job.data or b"").decode().split("|")
@@ -40,10 +35,10 @@ class NotificationExecutor(AbstractEntrypointExecutor):
             raise ValueError(f"{self.parameters.name} knows no way called {type_!r}")
 
     async def send_email(self, message: str) -> None:
-        print(f"email from {self.sender}: {message}", flush=True)
+        print(f"sending email: {message}", flush=True)
 
     async def send_sms(self, message: str) -> None:
-        print(f"sms from {self.sender}: {message}", flush=True)
+        print(f"sending sms: {message}", flush=True)
 
 
 @app.entrypoint("user_notification", executor_factory=NotificationExecutor)

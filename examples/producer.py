@@ -26,7 +26,8 @@ async def main() -> None:
         many = await queries.enqueue("task_entrypoint", [b"%d" % number for number in range(1000)])
 
         # What has not started never will; what runs is cancelled where it is. The answer: which ids it affected.
-        cancelled = await queries.mark_job_as_cancelled([*later, *many], "a demonstration")
+        cancelled = await queries.mark_job_as_cancelled(many)
+        cancelled += await queries.mark_job_as_cancelled(later, "a demonstration")  # the reason is kept with the job
 
         print(f"enqueued {len(later) + len(urgent) + len(many)} jobs, cancelled {len(cancelled)}")
         print(

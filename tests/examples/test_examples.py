@@ -89,21 +89,38 @@ def test_create_pgqueuer(commands: Commands, backend: str) -> None:
 @on_both_backends
 def test_producer(database: str, backend: str) -> None:
     """What is for later and what is cancelled is told as such."""
+    said = run_program("producer.py", backend, dsn=database)
+    assert "enqueued 1002 jobs, cancelled 1001\njob 1: cancelled\njob 2: queued\n" == said
+    with SyncQueries(database) as queries:
+        urgent = queries.get_job(JobId(2))
+    assert urgent is not None
+    assert (b"Job data", 5) == (urgent.payload, urgent.priority)
+
+
+@on_both_backends
+def test_own_program(database: str, backend: str) -> None:
+    """The worker is a task of the program: its job is cancelled, another enqueues a third, and it stops when told."""
+    assert "no longer watching\ndeferred: ['my_task']\n" == run_program("own_program.py", backend, dsn=database)
+    with SyncQueries(database) as queries:
+        assert ["cancelled", "successful", "deferred"] == list(
+            queries.job_status([JobId(number) for number in (1, 2, 3)]).values()
+        )
+        assert [] == queries.workers()
+
+
+def run_program(*command: str, dsn: str) -> str:
+    """Run a program that ends by itself; what it said."""
     done = subprocess.run(
-        [sys.executable, "producer.py", backend],
+        [sys.executable, *command],
         cwd=EXAMPLES,
-        env={**os.environ, "PGQ_ANYIO_DSN": database, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PGQ_ANYIO_DSN": dsn, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "enqueued 1002 jobs, cancelled 1001\njob 1: cancelled\njob 2: queued\n" == done.stdout
-    with SyncQueries(database) as queries:
-        urgent = queries.get_job(JobId(2))
-    assert urgent is not None
-    assert (b"Job data", 5) == (urgent.payload, urgent.priority)
+    return done.stdout
 
 
 @on_both_backends
@@ -135,7 +152,7 @@ def test_executors(commands: Commands, backend: str) -> None:
         ids += queries.enqueue(["ask_api", "call_api"])
         worker = start(commands, "run", "executors:app", "--drain", f"--backend={backend}")
         assert worker.wait() == 0, worker.output
-        for said in ("email from the shop: hello", "sms from the shop: hello"):
+        for said in ("sending email: hello", "sending sms: hello"):
             assert said in worker.output
         for name in ("ask_api", "call_api"):
             assert f"{name}: answered at call 3" in worker.output
