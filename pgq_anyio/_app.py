@@ -17,7 +17,8 @@ import anyio.from_thread
 from anyio.abc import TaskStatus
 from anyio.lowlevel import current_token
 
-from ._context import Context
+from ._client._arguments import check_id
+from ._context import Context, find_current_context
 from ._cron import CronSchedule
 from ._database import open_database
 from ._db import PsycopgDriver
@@ -355,10 +356,16 @@ class PgQueuer:
             anyio.from_thread.run_sync(worker.stop.request, token=worker.stop.token)
 
     def get_context(self, job_id: JobId) -> Context:
-        """The context of a job that this worker is running.
+        """The context of a job that this worker is running. A handler may ask for its own in any case, also where
+        :func:`pgq_anyio.testing.run_job` calls it.
 
         :raises LookupError: if no such job runs here
+        :raises ConfigurationError: if it is no whole number
         """
+        check_id(job_id)
+        own = find_current_context()
+        if own is not None and own.job_id == job_id:
+            return own
         worker = self._worker
         run = None if worker is None or worker.term is None else worker.term.holdings.find(job_id)
         if run is None:

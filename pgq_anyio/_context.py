@@ -41,10 +41,15 @@ def current_context() -> Context:
 
     :raises LookupError: if the caller is not part of a running job
     """
-    context = _current_context.get()
+    context = find_current_context()
     if context is None:
         raise LookupError("no job is running here: current_context() works inside a handler and its child tasks only")
     return context
+
+
+def find_current_context() -> Context | None:
+    """As :func:`current_context`; ``None`` if the caller is not part of a running job."""
+    return _current_context.get()
 
 
 @attrs.frozen(eq=False)

@@ -6,9 +6,10 @@ import sys
 from itertools import pairwise
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from pgq_anyio import Cancel, Discard, Job, JobStatus, PgQueuer, Queries, Retry, RetryPolicy, Snooze
+from pgq_anyio import Cancel, Context, Discard, Job, JobId, JobStatus, PgQueuer, Queries, Retry, RetryPolicy, Snooze
 from pgq_anyio.testing import drain, run_job, running_worker
 from tests.bounds import Within
 
@@ -223,3 +224,26 @@ async def test_a_handler_alone_raises_what_it_raises(app: PgQueuer) -> None:
         await run_job(app, "fail", b"slow")
     with pytest.raises(LookupError, match="it has: fail"):
         await run_job(app, "other")
+
+
+async def test_a_handler_alone_finds_its_own_context(app: PgQueuer) -> None:
+    """Also by its id, and in a thread: as it does in a worker."""
+    seen: list[object] = []
+
+    @app.entrypoint("async")
+    async def in_a_task(job: Job, context: Context) -> None:
+        with app.get_context(job.id).cancellation:
+            await anyio.lowlevel.checkpoint()
+        seen.append(app.get_context(job.id) is context)
+
+    @app.entrypoint("thread")
+    def in_a_thread(job: Job, context: Context) -> None:
+        seen.append(app.get_context(job.id) is context)
+        with pytest.raises(LookupError, match="no job 2 is running"):
+            app.get_context(JobId(2))
+
+    await run_job(app, "async")
+    await run_job(app, "thread")
+    assert [True, True] == seen
+    with pytest.raises(LookupError, match="no job 1 is running"):
+        app.get_context(JobId(1))
