@@ -44,13 +44,18 @@ class RetryPolicy:
     initial_delay: float = attrs.field(default=1.0, converter=_initial_delay)
     multiplier: float = attrs.field(default=2.0)
     max_delay: float = attrs.field(default=300.0, converter=_max_delay)
-    jitter: bool = True
+    jitter: bool = attrs.field(default=True)
     retry_on: tuple[type[BaseException], ...] = attrs.field(default=(BaseException,))
 
     @multiplier.validator
     def _check_multiplier(self, _: object, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 <= value <= _MAX_MULTIPLIER:
             raise ConfigurationError(f"multiplier must be a number from 1 to {_MAX_MULTIPLIER:g}, not {value!r}")
+
+    @jitter.validator
+    def _check_jitter(self, _: object, value: object) -> None:
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"jitter must be True or False, not {value!r}")
 
     @retry_on.validator
     def _check_retry_on(self, _: object, value: object) -> None:

@@ -27,10 +27,13 @@ class Queries:
 
     :param driver: an open driver; not needed for calls with ``connection``
     :param schema: the PostgreSQL schema with the tables. Defaults to "pgq_anyio".
-    :raises ConfigurationError: if the schema cannot be the name of one
+    :raises ConfigurationError: if the driver is none, or the schema cannot be the name of one
     """
 
     def __init__(self, driver: PsycopgDriver, *, schema: str = DEFAULT_SCHEMA) -> None:
+        if not isinstance(driver, PsycopgDriver):
+            # It may well be a DSN with a password, which no message shows.
+            raise ConfigurationError(f"Queries takes a PsycopgDriver, not {type(driver).__name__}")
         self._driver = driver
         self._store = Store(schema)
 
