@@ -51,9 +51,13 @@ def test_schema(commands: Commands, empty_schema: str, dsn: str, backend: str) -
         connection.execute(sql.SQL("update {} set name = '999_future' where name like '002%%'").format(table))
         code, said = run(commands, empty_schema, *options)
         assert (1, True) == (code, "is newer than this code" in said.splitlines()[-1])
+        assert "install the pgq_anyio that made it" in said
+        assert "Traceback" not in said
         connection.execute(sql.SQL("delete from {} where name like '999%%'").format(table))
     code, said = run(commands, empty_schema, *options)
     assert (1, True) == (code, "is older than this code" in said.splitlines()[-1])
+    assert f"pgq-anyio migrate --schema {empty_schema}" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.promise(39)

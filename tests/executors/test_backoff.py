@@ -9,8 +9,18 @@ from types import SimpleNamespace
 import anyio
 import pytest
 
-from pgq_anyio import Cancel, ConfigurationError, Context, Job, PgQueuer, RetryWithBackoffEntrypointExecutor
-from pgq_anyio.testing import run_job
+from pgq_anyio import (
+    Cancel,
+    ConfigurationError,
+    Context,
+    Job,
+    PgQueuer,
+    PsycopgDriver,
+    Queries,
+    RetryWithBackoffEntrypointExecutor,
+    Schedule,
+)
+from pgq_anyio.testing import run_job, running_worker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(30)]
 
@@ -118,6 +128,50 @@ async def test_the_total_time_is_bounded(pauses: list[float]) -> None:
     with pytest.raises(ConnectionError):
         await run_job(app, "fetch")
     assert [0.05] == pauses  # the next one would end 0.15 s after the first call
+    assert 2 == len(calls)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_scheduled_run_is_called_again(dsn: str, schema: str, kind: str) -> None:
+    """Schedules take the same executor; the occurrence is run once, by as many calls as it needs."""
+    app = PgQueuer(dsn, schema=schema)
+    calls: list[Schedule] = []
+
+    def call(schedule: Schedule) -> None:
+        calls.append(schedule)
+        if len(calls) < 3:
+            raise ConnectionError
+
+    async def call_async(schedule: Schedule) -> None:
+        call(schedule)
+
+    app.schedule("report", "0 0 1 1 *", executor_factory=QUICK)(call_async if kind == "async" else call)
+    async with PsycopgDriver(dsn) as driver:
+        queries = Queries(driver, schema=schema)
+        async with running_worker(app):
+            await queries.run_schedule("report")
+            with anyio.fail_after(10):
+                while (record := (await queries.schedules())[0]).last_status is None:  # noqa: ASYNC110  (the database tells no event)
+                    await anyio.sleep(0.01)
+    assert 3 == len(calls)
+    assert 1 == len({schedule.due_at for schedule in calls})
+    assert "successful" == record.last_status
+
+
+async def test_the_total_time_counts_what_calls_take(pauses: list[float]) -> None:
+    """Not the pauses alone: a call that uses it up is the last one."""
+    app = PgQueuer()
+    factory = partial(RetryWithBackoffEntrypointExecutor, initial_delay=0.05, jitter=False, max_time=10.0)
+    calls: list[int] = []
+
+    @app.entrypoint("fetch", executor_factory=factory)
+    async def fetch(job: Job) -> None:
+        calls.append(1)
+        pauses.append(4.96)  # what this call took, by the clock that the pauses move on
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        await run_job(app, "fetch")
     assert 2 == len(calls)
 
 

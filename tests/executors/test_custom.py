@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 
 from pgq_anyio import (
     AbstractEntrypointExecutor,
+    CancelReason,
     Context,
     ExecutorParameters,
     Job,
+    JobId,
     JobStatus,
     PgQueuer,
     ProcessExecutor,
@@ -45,6 +48,63 @@ class Notifier(AbstractEntrypointExecutor):
         assert context is current_context()
         if isinstance(job, Job) and job.payload == b"bad":
             raise ConnectionError(f"{self.channel} is closed")
+
+
+class Patient(AbstractEntrypointExecutor):
+    """Lasts until it is cancelled, and says what it was told of it."""
+
+    def __init__(self, parameters: ExecutorParameters) -> None:
+        super().__init__(parameters)
+        self.started: set[JobId | None] = set()
+        self.ended: list[tuple[JobId | None, CancelReason | None]] = []
+
+    async def execute(self, job: Any, context: Context) -> None:
+        self.started.add(context.job_id)
+        try:
+            with context.cancellation if job.payload == b"cooperative" else nullcontext():
+                await anyio.sleep_forever()
+        finally:
+            self.ended.append((context.job_id, context.cancel_reason))
+
+
+@pytest.mark.promise(23, 28, 49)
+async def test_a_custom_executor_is_cancelled_like_any_other(dsn: str, schema: str) -> None:
+    """By a request (confined to a block, or not), by its timeout, and by the stop of its worker."""
+    app = PgQueuer(dsn, schema=schema)
+    made: list[Patient] = []
+
+    def make(parameters: ExecutorParameters) -> Patient:
+        made.append(Patient(parameters))
+        return made[-1]
+
+    async def never(job: Job) -> None:
+        raise AssertionError("the executor ignores it")
+
+    app.entrypoint("patient", executor_factory=make)(never)
+    app.entrypoint("hasty", executor_factory=make, timeout=0.05)(never)
+    patient, hasty = made
+    async with PsycopgDriver(dsn) as driver:
+        queries = Queries(driver, schema=schema)
+        plain, cooperative, left, late = await queries.enqueue(
+            ["patient", "patient", "patient", "hasty"], [b"plain", b"cooperative", b"left", b""]
+        )
+        async with running_worker(app, shutdown_grace=0):
+            await wait_until(lambda: patient.started == {plain, cooperative, left})
+            await queries.mark_job_as_cancelled([plain, cooperative])
+            await wait_until(lambda: len(patient.ended) == 2 and len(hasty.ended) == 1)
+        assert {
+            plain: JobStatus.CANCELLED,
+            cooperative: JobStatus.CANCELLED,
+            left: JobStatus.QUEUED,
+            late: JobStatus.FAILED,
+        } == await queries.job_status([plain, cooperative, left, late])
+        record = await queries.get_job(late)
+    assert record is not None
+    assert ["JobTimeout"] == [error.type for error in record.errors]
+    assert {(plain, CancelReason.USER), (cooperative, CancelReason.USER), (left, CancelReason.SHUTDOWN)} == set(
+        patient.ended
+    )
+    assert [(late, CancelReason.TIMEOUT)] == hasty.ended
 
 
 @pytest.mark.promise(49)

@@ -11,7 +11,7 @@ import pytest
 from pgq_anyio import AbstractEntrypointExecutor, PgQueuer
 from pgq_anyio._errors import ConfigurationError
 from pgq_anyio._hints import Hints
-from pgq_anyio._holdings import Holdings
+from pgq_anyio._holdings import MAX_UNSTORED_PER_SLOT, Holdings
 from pgq_anyio._limited_name import LOCKED_PAUSE, LONGEST_PAUSE, LOOK_AGAIN, LimitedName
 from pgq_anyio._limits import UNLIMITED, Limits
 from pgq_anyio._models import Job, JobId
@@ -178,8 +178,8 @@ def test_rows_that_others_have_locked_are_tried_ever_more_rarely() -> None:
     assert 100.0 == one.ready_at
 
 
-def holdings(room: int) -> Holdings:
-    """An empty worker."""
+def holdings(room: int, *, unstored: int = 0) -> Holdings:
+    """A worker without jobs, whose outcomes wait for the database."""
 
     def nothing(*_: object) -> None:
         """Nobody listens."""
@@ -188,7 +188,7 @@ def holdings(room: int) -> Holdings:
         worker_id=1,
         max_concurrency=room,
         cancel_grace=1.0,
-        unstored=lambda: 0,
+        unstored=lambda: unstored,
         on_room=nothing,
         on_lost_claim=nothing,
         on_cancelled=nothing,
@@ -206,6 +206,18 @@ def test_claims_under_way_reserve_their_room() -> None:
     held.lose_claim(number)
     held.resolve_claim(other)
     assert (10, 10) == (held.room, held.free)
+
+
+@pytest.mark.promise(16)
+def test_a_worker_whose_outcomes_are_not_stored_takes_no_more() -> None:
+    """Their rows are its own: it is bounded by slots how many of them it may have."""
+    most = 3 * MAX_UNSTORED_PER_SLOT
+    held = holdings(3, unstored=most)
+    held.ahead = 100
+    assert (103, 3) == (held.room, held.free)
+    held = holdings(3, unstored=most + 1)
+    held.ahead = 100
+    assert (0, 0) == (held.room, held.free)
 
 
 @pytest.mark.promise(5)

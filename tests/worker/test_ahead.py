@@ -45,9 +45,11 @@ async def wait_started(started: Sequence[int], count: int) -> None:
 async def test_short_jobs_come_in_larger_batches(
     app: PgQueuer, queries: Queries, monkeypatch: pytest.MonkeyPatch, waits: bool
 ) -> None:
-    """Claims grow beyond the slots, but not beyond ``batch_size``, and no more run at once than there are slots."""
+    """Claims grow beyond the slots, but not beyond ``batch_size``; no more run at once than there are slots, and no
+    more are held than these and two batches.
+    """
     wanted: list[int] = []
-    running = most = 0
+    running = most = held = 0
 
     async def claim(*args: object, limit: int, **options: object) -> Claim:
         wanted.append(limit)
@@ -57,9 +59,12 @@ async def test_short_jobs_come_in_larger_batches(
 
     @app.entrypoint("short")
     async def short(job: Job) -> None:
-        nonlocal running, most
+        nonlocal running, most, held
         running += 1
         most = max(most, running)
+        assert app._worker is not None
+        assert app._worker.term is not None
+        held = max(held, app._worker.term.holdings.busy)
         if waits:
             await anyio.lowlevel.checkpoint()
         running -= 1
@@ -68,6 +73,7 @@ async def test_short_jobs_come_in_larger_batches(
     await drain(app, max_concurrency=SLOTS, batch_size=50)
     assert SLOTS < max(wanted) <= 50
     assert most <= SLOTS
+    assert SLOTS < held <= SLOTS + 2 * 50
     assert not await queries.queue_size()
 
 

@@ -15,7 +15,7 @@ from tests.worker.fleet import Fleet, wait_until
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 LEASE = 2.0
 
 

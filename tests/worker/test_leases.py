@@ -45,10 +45,12 @@ def test_jobs_longer_than_many_leases_run_once(fleet: Fleet, journal: Journal, b
 def test_two_hundred_long_jobs_outlive_a_failed_heartbeat(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str
 ) -> None:
-    """The heartbeat's connection breaks while they run, and another worker looks on: each runs once."""
-    lease = 3 * LEASE  # the next heartbeat needs a new connection, and two hundred jobs start meanwhile
+    """The heartbeat's connection breaks while they run for more than 5 leases, and another worker looks on: each runs
+    once.
+    """
+    lease = 2 * LEASE  # the next heartbeat needs a new connection, and two hundred jobs start meanwhile
     first = fleet.start(backend, program=PROGRAM, dsn=proxy.dsn, lease=lease, max_concurrency=200, batch_size=200)
-    ids = fleet.enqueue("short", b"10.2", times=200)
+    ids = fleet.enqueue("short", b"20.5", times=200)
     wait_until(lambda: 200 == len(journal.read()))
     second = fleet.start(backend, program=PROGRAM, lease=lease)
     (worker_id,) = fleet.rows("select worker_id from {schema}.worker where name like %s", f"%:{first.pid}")[0]

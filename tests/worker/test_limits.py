@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import threading
 import time
 from datetime import datetime, timedelta
@@ -267,3 +269,31 @@ async def test_two_workers_with_different_limits(
     (message,) = [record.getMessage() for record in caplog.records if record.name == "pgq_anyio.limits"]
     assert "no limits" in message
     assert "concurrency_limit=3" in message
+
+
+@pytest.mark.anyio
+@pytest.mark.promise(18)
+async def test_both_definitions_are_named(dsn: str, schema: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By the worker that starts and by the one that was there, each with who has the other one."""
+
+    async def handler(job: Job) -> None:
+        """Never called."""
+
+    first, second = PgQueuer(dsn, schema=schema), PgQueuer(dsn, schema=schema)
+    first.entrypoint("limited", concurrency_limit=5)(handler)
+    second.entrypoint("limited", concurrency_limit=3)(handler)
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    with caplog.at_level(logging.WARNING):
+        async with running_worker(first), running_worker(second):
+            await wait_for(lambda: "started later" in caplog.text)
+    said = [record.getMessage() for record in caplog.records if "limited" in record.getMessage()]
+    theirs, ours = "concurrency_limit=5", "concurrency_limit=3"
+    by_second = (
+        f"the entrypoint 'limited' is registered with {ours} here ({worker}), and with {theirs} by {worker}, "
+        "which still runs; the database keeps the last definition, ours"
+    )
+    by_first = (
+        f"the entrypoint 'limited' was registered here with {theirs}, but {worker} started later and "
+        f"registered it with {ours}; the database keeps the last definition"
+    )
+    assert [by_second, by_first] == said

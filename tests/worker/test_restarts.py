@@ -16,7 +16,7 @@ from tests.worker.own_server import OwnServer
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 PROGRAM = "tests.worker.away"
 #: How long the server is away (in seconds).
 AWAY = 3.0

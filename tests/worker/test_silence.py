@@ -21,7 +21,7 @@ from tests.worker.proxy import Loss, Proxy, executes
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 PROGRAM = "tests.worker.away"
 LEASE = 4.0
 

@@ -142,6 +142,7 @@ async def test_cancelling_run_gives_everything_back(app: PgQueuer, queries: Quer
             reasons.append(context.cancel_reason and context.cancel_reason.value)
 
     ids = await queries.enqueue(["fetch"] * 5, None)
+    before = {task.id for task in anyio.get_running_tasks()}
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
 
@@ -153,6 +154,7 @@ async def test_cancelling_run_gives_everything_back(app: PgQueuer, queries: Quer
             await app.run()
         pytest.fail("the cancellation was swallowed")
     assert scope.cancelled_caught
+    assert set() == {task.id for task in anyio.get_running_tasks()} - before
     assert 0 == running
     assert dict.fromkeys(ids, JobStatus.QUEUED) == await queries.job_status(ids)
     assert [] == await queries.workers()
