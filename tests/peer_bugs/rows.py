@@ -63,6 +63,7 @@ ROWS: Final = (
         "values/test_timetable::test_a_fleet_runs_each_occurrence_once",
         "worker/test_scheduler_fleet::test_the_schedule_of_a_killed_worker_goes_on",
         "worker/test_scheduler::test_down_over_three_occurrences",
+        "faults/test_clock::test_clocks_of_workers_jump_by_an_hour",
     ),
     _row(
         "a schedule changed in the database is not picked up by running workers",
@@ -82,7 +83,12 @@ ROWS: Final = (
         "worker/test_limits::test_nothing_that_happens_to_jobs_lets_the_limit_be_exceeded",
     ),
     _row("prefetch breaks serial order", "worker/test_serialized::test_serialized_jobs_run_one_by_one_in_order"),
-    _row("ids or attempt counters overflow 32 bits", "store/test_claims::test_numbers_beyond_32_bits"),
+    _row(
+        "ids or attempt counters overflow 32 bits",
+        "store/test_claims::test_numbers_beyond_32_bits",
+        "peer_bugs/test_attempts::test_one_attempt_too_many_in_a_batch",
+        "peer_bugs/test_attempts::test_the_last_attempt_that_can_be_counted",
+    ),
     _row(
         "a key stays taken after rollback, or two transactions both pass the check",
         reason="there are no keys that exclude jobs",
@@ -105,6 +111,7 @@ ROWS: Final = (
         "a plan flips after ANALYZE on an empty table",
         "store/test_plans::test_a_claim_walks_the_index_of_lanes",
         "store/test_plans::test_what_a_claim_reads_does_not_grow_with_the_queue",
+        "store/test_million::test_what_claims_and_counts_read_does_not_grow_with_a_million",
     ),
     _row(
         "a timed-out or stopped job is settled while its handler still runs",
@@ -137,6 +144,7 @@ ROWS: Final = (
     _row(
         "counts for a dashboard bring the database down",
         "store/test_counts::test_what_a_count_reads_does_not_grow_with_the_queue",
+        "store/test_million::test_what_claims_and_counts_read_does_not_grow_with_a_million",
     ),
     _row(
         "small control tables bloat too",

@@ -32,7 +32,7 @@ select array(select job_id from recorded)
 with ended as materialized (
     select * from unnest(
         %(job_ids)s::bigint[], %(worker_ids)s::bigint[], %(claim_nos)s::bigint[], %(actions)s::text[],
-        %(delays)s::double precision[], %(next_attempts)s::integer[],
+        %(delays)s::double precision[], %(next_attempts)s::bigint[],
         %(error_types)s::text[], %(error_messages)s::text[], %(error_tracebacks)s::text[], %(reasons)s::text[],
         %(started)s::boolean[]
     ) as e (job_id, worker_id, claim_no, action, delay, next_attempt, error_type, error_message, error_traceback, reason, started)
