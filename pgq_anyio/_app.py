@@ -23,7 +23,7 @@ from ._cron import CronSchedule
 from ._database import open_database
 from ._db import PsycopgDriver
 from ._durations import count, seconds
-from ._errors import ConfigurationError, first_leaf
+from ._errors import ConfigurationError, first_leaf, shown
 from ._executors import AbstractEntrypointExecutor, EntrypointExecutor, ThreadExecutor
 from ._limits import check_limits
 from ._models import JobId
@@ -74,7 +74,9 @@ class PgQueuer:
     ) -> None:
         if source is not None and not isinstance(source, str | PsycopgDriver):
             raise ConfigurationError(f"a PgQueuer takes a DSN or a PsycopgDriver, not {type(source).__name__}")
-        if lifespan is not None and not callable(lifespan):
+        # What @asynccontextmanager gives can be called, too.
+        is_open = isinstance(lifespan, AbstractAsyncContextManager)
+        if is_open or not (lifespan is None or callable(lifespan)):
             raise ConfigurationError("lifespan must be a function that gives an async context manager, not one itself")
         self._source = source
         self._direct_dsn: str | None = None
@@ -148,15 +150,15 @@ class PgQueuer:
         crashes = count("max_crashes", max_crashes)
         policy = RetryPolicy() if retry_policy is None else retry_policy
         if not isinstance(policy, RetryPolicy):
-            raise ConfigurationError(f"retry_policy must be a RetryPolicy, not {policy!r}")
+            raise ConfigurationError(f"retry_policy must be a RetryPolicy, not {shown(policy)}")
         if not isinstance(own_task, bool):
-            raise ConfigurationError(f"own_task must be True or False, not {own_task!r}")
+            raise ConfigurationError(f"own_task must be True or False, not {shown(own_task)}")
 
         def register(function: HandlerT) -> HandlerT:
             parameters = ExecutorParameters(
                 name=name,
                 func=function,
-                is_async=is_async_callable(function),
+                is_async=is_async_callable(function, f"the handler of {name!r}"),
                 wants_context=wants_context(function, f"the handler of {name!r}"),
                 timeout=checked_timeout,
                 max_attempts=attempts,
@@ -212,13 +214,13 @@ class PgQueuer:
         cron = CronSchedule.parse(expression, timezone)
         expression = check_expression(cron.expression)
         if missed not in [*Missed]:
-            raise ConfigurationError(f"missed must be 'coalesce', 'skip' or 'catch_up', not {missed!r}")
+            raise ConfigurationError(f"missed must be 'coalesce', 'skip' or 'catch_up', not {shown(missed)}")
 
         def register(function: HandlerT) -> HandlerT:
             parameters = ExecutorParameters(
                 name=name,
                 func=function,
-                is_async=is_async_callable(function),
+                is_async=is_async_callable(function, f"the handler of the schedule {name!r}"),
                 wants_context=wants_context(function, f"the handler of the schedule {name!r}"),
                 expression=expression,
             )
@@ -369,7 +371,7 @@ class PgQueuer:
         worker = self._worker
         run = None if worker is None or worker.term is None else worker.term.holdings.find(job_id)
         if run is None:
-            raise LookupError(f"no job {job_id} is running in this worker")
+            raise LookupError(f"no job {shown(job_id)} is running in this worker")
         return run.context
 
 
@@ -377,7 +379,9 @@ def _make_executor(parameters: ExecutorParameters, factory: ExecutorFactory | No
     if factory is None:
         return EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
     if not callable(factory):
-        raise ConfigurationError(f"executor_factory must be an executor class, or a function like one, not {factory!r}")
+        raise ConfigurationError(
+            f"executor_factory must be an executor class, or a function like one, not {shown(factory)}"
+        )
     executor = factory(parameters)
     if not isinstance(executor, AbstractEntrypointExecutor):
         raise ConfigurationError(

@@ -10,7 +10,7 @@ import math
 from datetime import timedelta
 from typing import Final
 
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, shown
 
 #: No duration is longer (in seconds): a hundred years. PostgreSQL's intervals and clocks end somewhere.
 LONGEST: Final = 100 * 365.25 * 86400.0
@@ -28,16 +28,16 @@ def seconds(name: str, value: float | timedelta, *, at_least: float = 0.0, above
     """
     number = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ConfigurationError(f"{name} must be a number of seconds or a timedelta, not {value!r}")
+        raise ConfigurationError(f"{name} must be a number of seconds or a timedelta, not {shown(value)}")
     # Not by isfinite(): a whole number may be too large for a float.
     if not abs(number) < math.inf:
-        raise ConfigurationError(f"{name} must be finite, not {value!r}")
+        raise ConfigurationError(f"{name} must be finite, not {shown(value)}")
     if number > LONGEST:
-        raise ConfigurationError(f"{name} must be less than a hundred years, not {value!r}")
+        raise ConfigurationError(f"{name} must be less than a hundred years, not {shown(value)}")
     if above is not None and number <= above:
-        raise ConfigurationError(f"{name} must be more than {above:g} s, not {value!r}")
+        raise ConfigurationError(f"{name} must be more than {above:g} s, not {shown(value)}")
     if number < at_least:
-        raise ConfigurationError(f"{name} must be at least {at_least:g} s, not {value!r}")
+        raise ConfigurationError(f"{name} must be at least {at_least:g} s, not {shown(value)}")
     return float(number)
 
 
@@ -47,7 +47,7 @@ def count(name: str, value: int, *, at_least: int = 1, at_most: int = 2**31 - 1)
     :raises ConfigurationError: if it is not an ``int`` between ``at_least`` and ``at_most``
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{name} must be a whole number, not {value!r}")
+        raise ConfigurationError(f"{name} must be a whole number, not {shown(value)}")
     if not at_least <= value <= at_most:
-        raise ConfigurationError(f"{name} must be between {at_least} and {at_most}, not {value!r}")
+        raise ConfigurationError(f"{name} must be between {at_least} and {at_most}, not {shown(value)}")
     return value

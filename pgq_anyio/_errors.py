@@ -64,6 +64,15 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
+def shown(value: object) -> str:
+    """A value in an error message, cut where it would bury the message."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  (a whole number of more than 4300 digits, or whatever a class of the user's does)
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 def in_a_line(error: BaseException) -> str:
     """The type of the first leaf, and the first line of what it says, if it says anything: for logs."""
     leaf = next(leaves(error))

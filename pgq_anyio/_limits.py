@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from ._durations import LONGEST, count
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, shown
 
 
 @attrs.frozen
@@ -50,12 +50,14 @@ def check_limits(*, requests_per_second: float, concurrency_limit: int, serializ
     limit = count("concurrency_limit", concurrency_limit, at_least=0)
     rate = requests_per_second
     if isinstance(rate, bool) or not isinstance(rate, int | float):
-        raise ConfigurationError(f"requests_per_second must be a number, not {rate!r}")
+        raise ConfigurationError(f"requests_per_second must be a number, not {shown(rate)}")
     # Below this, the pause after a start is longer than any duration that PostgreSQL could add to its clock.
     if not rate >= 1 / LONGEST:
-        raise ConfigurationError(f"requests_per_second must be greater than 0 (0.5 is one every 2 s), not {rate!r}")
+        raise ConfigurationError(
+            f"requests_per_second must be greater than 0 (0.5 is one every 2 s), not {shown(rate)}"
+        )
     if not isinstance(serialized_dispatch, bool):
-        raise ConfigurationError(f"serialized_dispatch must be True or False, not {serialized_dispatch!r}")
+        raise ConfigurationError(f"serialized_dispatch must be True or False, not {shown(serialized_dispatch)}")
     if serialized_dispatch and limit > 1:
         raise ConfigurationError(
             f"serialized_dispatch runs one job at a time: it excludes concurrency_limit={limit} (leave it out)"

@@ -167,11 +167,17 @@ def check_expression(expression: str) -> str:
     return expression
 
 
-def is_async_callable(function: Handler) -> bool:
-    """Whether calling ``function`` gives something to await."""
+def is_async_callable(function: Handler, what: str) -> bool:
+    """Whether calling ``function`` gives something to await.
+
+    :raises ConfigurationError: if it is a generator, of which a call would run nothing
+    """
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    ways = (function, getattr(function, "__call__", None))  # noqa: B004  (a method of an object, or of a function)
+    if any(inspect.isgeneratorfunction(way) or inspect.isasyncgenfunction(way) for way in ways):
+        raise ConfigurationError(f"{what} must not have a yield: nothing would run it")
+    return any(inspect.iscoroutinefunction(way) for way in ways)
 
 
 def wants_context(function: Handler, what: str) -> bool:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
 from ._durations import seconds
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, shown
 
 #: Beyond this exponent every delay has long been capped, and a float would overflow.
 _MAX_EXPONENT: Final = 64
@@ -26,6 +26,11 @@ def _initial_delay(value: float | timedelta) -> float:
 
 def _max_delay(value: float | timedelta) -> float:
     return seconds("max_delay", value)
+
+
+def _plain_tuple(value: Any) -> Any:
+    """A named tuple is one, too; but ``BaseExceptionGroup.subgroup`` takes no other than a plain one."""
+    return tuple(value) if isinstance(value, tuple) else value
 
 
 @attrs.frozen(kw_only=True)
@@ -45,24 +50,24 @@ class RetryPolicy:
     multiplier: float = attrs.field(default=2.0)
     max_delay: float = attrs.field(default=300.0, converter=_max_delay)
     jitter: bool = attrs.field(default=True)
-    retry_on: tuple[type[BaseException], ...] = attrs.field(default=(BaseException,))
+    retry_on: tuple[type[BaseException], ...] = attrs.field(default=(BaseException,), converter=_plain_tuple)
 
     @multiplier.validator
     def _check_multiplier(self, _: object, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 <= value <= _MAX_MULTIPLIER:
-            raise ConfigurationError(f"multiplier must be a number from 1 to {_MAX_MULTIPLIER:g}, not {value!r}")
+            raise ConfigurationError(f"multiplier must be a number from 1 to {_MAX_MULTIPLIER:g}, not {shown(value)}")
 
     @jitter.validator
     def _check_jitter(self, _: object, value: object) -> None:
         if not isinstance(value, bool):
-            raise ConfigurationError(f"jitter must be True or False, not {value!r}")
+            raise ConfigurationError(f"jitter must be True or False, not {shown(value)}")
 
     @retry_on.validator
     def _check_retry_on(self, _: object, value: object) -> None:
         if not isinstance(value, tuple) or not all(
             isinstance(one, type) and issubclass(one, BaseException) for one in value
         ):
-            raise ConfigurationError(f"retry_on must be a tuple of exception classes, not {value!r}")
+            raise ConfigurationError(f"retry_on must be a tuple of exception classes, not {shown(value)}")
 
     def delay(self, attempt: int) -> float:
         """The pause after the ``attempt``-th failure, counted from 1 (in seconds)."""

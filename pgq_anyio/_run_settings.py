@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import attrs
 
 from ._durations import count, seconds
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, shown
 from ._registry import MIN_LEASE
 from ._retention import Retention, RetentionLike, check_retention
 
@@ -68,9 +68,11 @@ def check_run_settings(
     :raises ConfigurationError: if an option cannot be used; the message names it
     """
     if mode not in get_args(Mode):
-        raise ConfigurationError(f"{called('mode')} must be 'continuous' or 'drain', not {mode!r}")
+        raise ConfigurationError(f"{called('mode')} must be 'continuous' or 'drain', not {shown(mode)}")
     if on_lease_lost not in get_args(OnLeaseLost):
-        raise ConfigurationError(f"{called('on_lease_lost')} must be 'cancel' or 'continue', not {on_lease_lost!r}")
+        raise ConfigurationError(
+            f"{called('on_lease_lost')} must be 'cancel' or 'continue', not {shown(on_lease_lost)}"
+        )
     return RunSettings(
         dequeue_timeout=seconds(called("dequeue_timeout"), dequeue_timeout, above=0.0),
         batch_size=count(called("batch_size"), batch_size, at_most=10_000),
@@ -94,5 +96,5 @@ def _check_signals(numbers: Sequence[signal.Signals]) -> tuple[signal.Signals, .
         return tuple(signal.Signals(number) for number in numbers)
     except (TypeError, ValueError):
         raise ConfigurationError(
-            f"signals must be a list of signals, such as [signal.SIGTERM], not {numbers!r}"
+            f"signals must be a list of signals, such as [signal.SIGTERM], not {shown(numbers)}"
         ) from None

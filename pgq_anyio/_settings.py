@@ -121,6 +121,8 @@ def read_dsn(dsn: str, origin: str) -> str:
         dsn.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(f"{origin} is not valid Unicode: write bytes of a password as in %E4") from None
+    if "\x00" in dsn:  # libpq would read up to there
+        raise ConfigurationError(f"{origin} has a NUL in it")
     dsn = dsn.strip()
     scheme = _SCHEME.match(dsn)
     if scheme is not None:

@@ -55,7 +55,8 @@ def temporary_database(options: Mapping[str, str] | None = None) -> Iterator[str
 
     :param options: further settings of the server, such as ``{"max_connections": "200"}``
     :return: a context manager that gives the DSN
-    :raises ConfigurationError: if the embedded server is not installed, or a setting cannot be used
+    :raises ConfigurationError: if the embedded server is not installed, or a setting is none, or one of ours
+    :raises PgqError: if PostgreSQL does not start with these settings; the message has the end of its log
     """
     with EmbeddedServer(ephemeral=True, options=options or {}) as dsn:
         yield dsn

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from .._durations import count
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, shown
 from .._models import JobId, JobStatus
 from .._registry import check_name
 from .._store.queued import NewJobs
@@ -211,9 +211,3 @@ def list_filters(
         "limit": count("limit", limit),
         "before": None if before is None else JobId(min(max(_id(before), _INT8[0] + 1), _INT8[-1])),
     }
-
-
-def shown(value: object) -> str:
-    """A value in an error message, cut where it would bury the message."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -11,12 +11,11 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from .._durations import count, seconds
-from .._errors import ConfigurationError
+from .._errors import ConfigurationError, shown
 from .._models import JobStatus
 from .._registry import check_name
 from .._store.cancelling import UNFINISHED, UnfinishedFilter
 from .._store.requeueing import EndedFilter
-from ._arguments import shown
 
 #: What can be requeued: a job that succeeded has no payload any more.
 REQUEUEABLE: Final = (JobStatus.FAILED, JobStatus.CANCELLED)

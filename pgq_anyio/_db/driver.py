@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import anyio.lowlevel
 
-from .._errors import ConfigurationError
+from .._durations import seconds
+from .._errors import ConfigurationError, shown
 from .._settings import read_dsn, redacted
 from .connection import Connection
 from .defaults import defaults_for
@@ -88,8 +89,11 @@ class PsycopgDriver:
         """Take a connection from the pool for the length of a block.
 
         :param timeout: maximum time to wait for one (in seconds), or ``None`` to wait for ever
+        :raises ConfigurationError: if ``timeout`` is no such time
         :raises RuntimeError: if the driver is not open, or was opened by another event loop or process
         """
+        if timeout is not None:
+            timeout = seconds("timeout", timeout)
         if self._token is None:
             raise RuntimeError(f"{self!r} is not open: use it in 'async with'")
         self._check_place()
@@ -102,8 +106,12 @@ class PsycopgDriver:
         :param role: what it is for; shown in ``pg_stat_activity`` as ``pgq_anyio <role>``
         :param direct: whether it needs a session of its own: ``direct_conninfo`` is used if there is one, and trusted
         :param kwargs: further arguments of ``Connection.connect``
+        :raises ConfigurationError: if ``role`` cannot be shown
         :raises psycopg.OperationalError: if the server cannot be reached
         """
+        is_text = isinstance(role, str)
+        if not is_text or not role.isprintable():
+            raise ConfigurationError(f"role must be a printable text, not {shown(role)}")
         self._check_place()
         around = self.direct_conninfo if direct else None
         conninfo = self.conninfo if around is None else around

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -19,11 +20,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
-from .._errors import ConfigurationError, PgqError
+from .._errors import ConfigurationError, PgqError, shown
 from ._account import Account, account_for, find_account
 from ._binaries import STOP_SIGNALS, clean_environment
 from ._guardian import PORT, READY_TIMEOUT
@@ -46,6 +47,7 @@ LEAVE_TIMEOUT = 30.0
 
 #: Settings that keep the server reachable for us and for nobody else.
 RESERVED = frozenset({"listen_addresses", "unix_socket_directories", "unix_socket_permissions", "port"})
+_SETTING = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
 
 #: What the guardian runs: only this part of the package, found where we found it. Importing all of it would cost 0.3 s.
 _BOOTSTRAP = """
@@ -59,6 +61,18 @@ main(sys.argv[3])
 """
 
 
+def check_options(options: Mapping[Any, Any]) -> None:
+    """:raises ConfigurationError: if these are no settings, or some that are ours"""
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(f"the options of the embedded server must be a mapping, not {shown(options)}")
+    for name, value in options.items():
+        # PostgreSQL takes a setting by other spellings, too, and what follows an "=" for its value.
+        if not isinstance(name, str) or not _SETTING.fullmatch(name) or name in RESERVED:
+            raise ConfigurationError(f"the embedded server does not take the option {shown(name)}")
+        if not isinstance(value, str) or "\x00" in value:
+            raise ConfigurationError(f"the option {name!r} of the embedded server must be a text, not {shown(value)}")
+
+
 class EmbeddedServer:
     """A context manager that holds the embedded PostgreSQL server and gives its DSN.
 
@@ -70,7 +84,8 @@ class EmbeddedServer:
     :param ephemeral: whether to make a fresh directory (inside ``directory``, else in the temporary directory) and
         remove it at the end. Such a server does not sync to disk. Defaults to ``False``.
     :param options: further server settings. Those of the process that starts the server count.
-    :raises ConfigurationError: if the server is not installed or not available here, or the directory cannot be used
+    :raises ConfigurationError: if the server is not installed or not available here, or the directory or an option
+        cannot be used
     """
 
     def __init__(
@@ -80,9 +95,7 @@ class EmbeddedServer:
         ephemeral: bool = False,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        refused = sorted(RESERVED.intersection(options or {}))
-        if refused:
-            raise ConfigurationError(f"the embedded server does not take the option {refused[0]!r}")
+        check_options({} if options is None else options)
         self._wanted = None if directory is None else Path(directory).resolve()
         self._ephemeral = ephemeral
         self._options = dict(options or {})

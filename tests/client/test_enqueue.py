@@ -35,6 +35,23 @@ async def test_payloads_arrive_unchanged(queries: Queries, look: Look, payload: 
     assert (payload, JobStatus.QUEUED, 1, 0) == (record.payload, record.status, record.attempt, record.crashes)
 
 
+@pytest.mark.promise(1, 7)
+@pytest.mark.parametrize("payload", [b"%s", b"%(name)s", b"%%", b"{schema}"])
+async def test_placeholders_in_payloads_are_none(
+    queries: Queries, sync_queries: SyncQueries, look: Look, payload: bytes
+) -> None:
+    """Nothing is put in their place, whichever way they take: alone, by arrays, by COPY, by the SQL function."""
+    sent = {"alone": 1, "arrays": 2, "copy": enqueueing.COPY_FROM, "sync": 1, "sync arrays": 2, "function": 1}
+    await queries.enqueue("alone", payload)
+    await queries.enqueue("arrays", [payload] * sent["arrays"])
+    await queries.enqueue("copy", [payload] * sent["copy"])
+    sync_queries.enqueue("sync", payload)
+    sync_queries.enqueue("sync arrays", [payload] * sent["sync arrays"])
+    look("select {schema}.enqueue('function', %s)", payload)
+    found = look("select entrypoint, payload, count(*) from {schema}.queued group by 1, 2")
+    assert sorted((name, payload, number) for name, number in sent.items()) == sorted(found)
+
+
 @pytest.mark.promise(2)
 @pytest.mark.parametrize("number", [0, 1, 2, 999, 1000, 10_000])
 async def test_lists_of_any_length(queries: Queries, look: Look, number: int) -> None:

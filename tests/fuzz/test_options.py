@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,26 @@ DURATIONS = (
     | DUES
     | ODD
     | TEXTS
+)
+FLAWED = ODD | NUMBERS | TEXTS | st.sampled_from(["True", "no", bool, 10**400])
+CLASS = st.sampled_from([BaseException, ValueError, KeyError, KeyboardInterrupt, OSError])
+
+
+class Named(NamedTuple):
+    """A tuple that ``subgroup`` of an exception group refuses."""
+
+    error: type[BaseException]
+
+
+#: Also what ``except`` or ``isinstance`` would take, or nearly.
+CLASSES = (
+    st.lists(CLASS, max_size=3).map(tuple)
+    | st.lists(CLASS, max_size=2)
+    | CLASS
+    | st.just(Named(ValueError))
+    | st.sampled_from([ValueError(), (ValueError(),), (ValueError, int), (ValueError, (KeyError,)), ("ValueError",)])
+    | st.sampled_from([ValueError | KeyError, (list[int],), (None,), {ValueError}, {ValueError: None}])
+    | FLAWED
 )
 #: Options of ``run()`` whose value no one else has checked before.
 OPTIONS = [name for name in inspect.signature(PgQueuer.run).parameters if name not in ("self", "task_status")]
@@ -48,13 +68,39 @@ async def test_options_of_run() -> None:
 
 
 @scaled(200)
-@given(initial=DURATIONS, multiplier=NUMBERS | st.floats() | ODD, longest=DURATIONS, jitter=ODD, number=NUMBERS)
-def test_retry_policy(initial: Any, multiplier: Any, longest: Any, jitter: Any, number: int) -> None:
+@given(
+    initial=DURATIONS, multiplier=NUMBERS | st.floats() | ODD, longest=DURATIONS, jitter=st.booleans(), number=NUMBERS
+)
+def test_retry_policy(initial: Any, multiplier: Any, longest: Any, jitter: bool, number: int) -> None:
     """Every pause of a policy that was accepted is finite, and not longer than its longest."""
-    policy = attempt(RetryPolicy, initial_delay=initial, multiplier=multiplier, max_delay=longest, jitter=bool(jitter))
+    policy = attempt(RetryPolicy, initial_delay=initial, multiplier=multiplier, max_delay=longest, jitter=jitter)
     if isinstance(policy, RetryPolicy):
         for attempts in (1, 2, 64, 2**31 - 1, max(1, abs(number))):
             assert 0.0 <= policy.delay(attempts) <= policy.max_delay
+
+
+@pytest.mark.parametrize("name", ["timeout", "max_attempts", "concurrency_limit", "requests_per_second", "own_task"])
+def test_numbers_that_cannot_be_written(name: str) -> None:
+    """Python writes no whole number of more than 4300 digits; an error message is no place to find out."""
+    options: Any = {name: -(10**5000)}
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be"):
+        PgQueuer("dbname=nowhere").entrypoint("fetch", **options)
+
+
+@scaled(200)
+@given(jitter=st.booleans() | FLAWED, classes=st.just((ValueError,)) | CLASSES)
+def test_jitter_and_errors_of_a_retry_policy(jitter: Any, classes: Any) -> None:
+    """Only ``True``, ``False`` and a tuple of exception classes are accepted, and any error can be held against it."""
+    policy = attempt(RetryPolicy, jitter=jitter, retry_on=classes)
+    is_tuple = isinstance(classes, tuple) and all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in classes
+    )
+    assert isinstance(policy, RetryPolicy) == (isinstance(jitter, bool) and is_tuple)
+    if isinstance(policy, ConfigurationError):
+        assert str(policy).startswith("retry_on" if isinstance(jitter, bool) else "jitter")
+        return
+    for error in (ValueError(), KeyboardInterrupt()):
+        assert isinstance(error, classes) == policy.retries(error) == policy.retries(BaseExceptionGroup("", [error]))
 
 
 @scaled(200)

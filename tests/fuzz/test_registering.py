@@ -5,8 +5,11 @@ error that names the option. No database is needed.
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import psycopg
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgq_anyio import (
+    AbstractEntrypointExecutor,
     ConfigurationError,
     EntrypointExecutor,
     JobId,
@@ -21,6 +25,7 @@ from pgq_anyio import (
     ProcessExecutor,
     PsycopgDriver,
     Queries,
+    RetryPolicy,
     RetryWithBackoffEntrypointExecutor,
     SyncQueries,
     ThreadExecutor,
@@ -39,10 +44,173 @@ EXPRESSIONS = st.sampled_from(["* * * * *", "@hourly", "*/5 * * * * *", "0 0 31 
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "../../etc/passwd", "/etc/passwd", "posixrules", "."]) | ANYTHING
 #: What a factory itself raises is its own error; it may give anything.
 FACTORIES = st.sampled_from([EntrypointExecutor, ThreadExecutor, ProcessExecutor, bool, repr, type, id]) | ANYTHING
+POLICIES = st.sampled_from([RetryPolicy(jitter=False), RetryPolicy, {"max_delay": 1.0}]) | ANYTHING
+#: A DSN that was passed by mistake may hold a password.
+SOURCES = st.sampled_from([b"password=hunter2", ["password=hunter2"], ("h", "hunter2"), PsycopgDriver, len]) | ANYTHING
 
 
 async def handle(_: Any) -> None:
     """Do nothing."""
+
+
+class Handler:
+    """Handlers that are objects and methods."""
+
+    async def __call__(self, _: Any) -> None:
+        """Do nothing."""
+
+    def method(self, _: Any, context: Any) -> None:
+        """Do nothing."""
+
+
+class Generator:
+    """A handler that runs nothing."""
+
+    def __call__(self, job: Any) -> Iterator[None]:
+        yield
+
+
+def generate(job: Any) -> Iterator[None]:
+    """As one that awaits by ``yield``, which was the way once."""
+    yield
+
+
+async def generate_async(job: Any) -> AsyncIterator[None]:
+    """As a fixture, or a lifespan."""
+    yield
+
+
+@asynccontextmanager
+async def open_lifespan() -> AsyncIterator[None]:
+    """What is called too early can be called once more: it serves as a decorator, too."""
+    yield
+
+
+#: What can be called with a job, or with a job and its context.
+HANDLERS = (
+    handle,
+    Handler(),
+    Handler().method,
+    partial(handle),
+    partial(Handler.method, Handler()),
+    staticmethod(handle),
+    lambda *_: None,
+    lambda _, option=1: option,
+    print,
+    dict,
+    Mock(),
+    AsyncMock(),
+)
+#: What cannot.
+NO_HANDLERS = st.sampled_from(
+    [
+        Handler,
+        generate,
+        generate_async,
+        partial(generate_async),
+        Generator(),
+        classmethod(handle),
+        property(handle),
+        (handle,),
+        {"fetch": handle},
+        ...,
+        NotImplemented,
+        object(),
+        math,
+        partial(handle, None),
+        lambda: None,
+        lambda **_: None,
+        lambda _, *, option: option,
+        lambda _, context, option: (context, option),
+    ]
+)
+
+
+def decorate(app: PgQueuer, kind: str, handler: Any, **options: Any) -> Any:
+    """Use the decorator of an entrypoint or of a schedule."""
+    if kind == "entrypoint":
+        return app.entrypoint("fetch", **options)(handler)
+    return app.schedule("fetch", "@hourly", **options)(handler)
+
+
+@pytest.mark.parametrize("kind", ["entrypoint", "schedule"])
+@pytest.mark.parametrize("handler", HANDLERS, ids=lambda handler: type(handler).__name__)
+def test_handlers(kind: str, handler: Any) -> None:
+    """Whatever can be called with a job is registered, and given back as it is."""
+    app = PgQueuer("dbname=nowhere")
+    assert handler is decorate(app, kind, handler)
+    assert (kind == "entrypoint", kind == "schedule") == (
+        bool(app._registry.entrypoints),
+        bool(app._registry.schedules),
+    )
+
+
+@pytest.mark.parametrize("kind", ["entrypoint", "schedule"])
+@scaled(100)
+@given(handler=NO_HANDLERS | ANYTHING)
+def test_handlers_that_are_none(kind: str, handler: Any) -> None:
+    """They are refused with the name that they would have had, and the name is free."""
+    app = PgQueuer("dbname=nowhere")
+    refusal = attempt(decorate, app, kind, handler)
+    assert isinstance(refusal, ConfigurationError)
+    assert "'fetch'" in str(refusal)
+    assert ({}, {}) == (app._registry.entrypoints, app._registry.schedules)
+    decorate(app, kind, handle)
+
+
+@scaled(150)
+@given(factory=FACTORIES)
+def test_executors_of_a_schedule(factory: Any) -> None:
+    """A schedule has the executor that its factory gives, or is not registered."""
+    app = PgQueuer("dbname=nowhere")
+    refusal = attempt(decorate, app, "schedule", handle, executor_factory=factory)
+    if isinstance(refusal, ConfigurationError):
+        assert "executor_factory" in str(refusal) or "Executor" in str(refusal), refusal
+        assert {} == app._registry.schedules
+        return
+    (entry,) = app._registry.schedules.values()
+    assert isinstance(entry.executor, AbstractEntrypointExecutor)
+    assert factory in (None, type(entry.executor))
+
+
+LIFESPANS = st.sampled_from([open_lifespan, nullcontext, AsyncExitStack, handle]) | ANYTHING
+CALLED_LIFESPANS = st.sampled_from([open_lifespan(), nullcontext(), AsyncExitStack()])
+
+
+@scaled(150)
+@given(lifespan=LIFESPANS | CALLED_LIFESPANS)
+def test_lifespans(lifespan: Any) -> None:
+    """A lifespan is something to call that has not been called."""
+    app = attempt(PgQueuer, "dbname=nowhere", lifespan=lifespan)
+    is_one = callable(lifespan) and not isinstance(lifespan, AbstractAsyncContextManager)
+    assert isinstance(app, PgQueuer) == (lifespan is None or is_one)
+    if isinstance(app, ConfigurationError):
+        assert str(app).startswith("lifespan must be a function")
+
+
+@scaled(150)
+@given(source=SOURCES)
+def test_sources(source: Any) -> None:
+    """What is no source is refused by its type and never shown; what is a text is read when it is needed."""
+    takers: list[Any] = [Queries]
+    takers += [] if isinstance(source, str) else [SyncQueries, PsycopgDriver]
+    takers += [] if source is None or isinstance(source, str) else [PgQueuer]
+    for taker in takers:
+        refusal = attempt(taker, source)
+        assert isinstance(refusal, ConfigurationError), taker
+        assert type(source).__name__ in str(refusal)
+        assert "hunter2" not in str(refusal)
+
+
+@pytest.mark.anyio
+async def test_texts_that_are_no_source() -> None:
+    """An app says so when it is run, in words of its own."""
+    for source in (*HOSTILE, "dbname=prod\x00uction"):
+        with pytest.raises(ConfigurationError, match=r"^the app's DSN "):
+            await PgQueuer(source).run()
+    with pytest.raises(ConfigurationError) as refusal:
+        Queries("postgresql://u:hunter2@h/d")  # type: ignore[arg-type]
+    assert "hunter2" not in str(refusal.value)
 
 
 @scaled(300)
@@ -65,6 +233,7 @@ def test_schedules(name: Any, expression: Any, timezone: Any, missed: Any) -> No
         {},
         optional={
             "retry_timer": DURATIONS,
+            "retry_policy": POLICIES,
             "max_crashes": ANYTHING,
             "serialized_dispatch": FLAGS,
             "own_task": FLAGS,
@@ -84,6 +253,7 @@ def test_options_of_an_entrypoint(options: dict[str, Any]) -> None:
     (entrypoint,) = app._registry.entrypoints.values()
     assert 0 < app._registry.shortest_lease(30.0) <= 30.0
     assert 1 <= entrypoint.max_crashes < 2**31
+    assert isinstance(entrypoint.retry_policy, RetryPolicy)
     assert all(isinstance(flag, bool) for flag in (entrypoint.own_task, entrypoint.limits.serialized))
 
 
