@@ -197,7 +197,7 @@ def package(session: nox.Session) -> None:
 def model(session: nox.Session) -> None:
     """Try many more interleavings and rounds at random than the tests do: about twenty minutes."""
     prepare_tests(session)
-    chosen = session.posargs or ["tests/model", "tests/peer_bugs", "tests/fuzz"]
+    chosen = session.posargs or ["tests/model", "tests/peer_bugs", "tests/fuzz", "tests/worker/test_every_point.py"]
     session.run("python", "-m", "pytest", "--hypothesis-profile=long", *chosen)
 
 
@@ -239,14 +239,16 @@ def stress(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md.
 
-    With tests named (``-s faults -- tests/faults/test_server.py``) the other rows stay as they are.
+    Two scenarios at a time, as most of each is waiting: about an hour. With tests named (``-s faults --
+    tests/faults/test_server.py``) the other rows stay as they are.
     """
     prepare_tests(session)
     rows = session.create_tmp()
     for old in Path(rows).glob("*.json"):
         old.unlink()
     form = {"PGQ_ANYIO_TEST_FAULTS": "long", "PGQ_ANYIO_TEST_FAULT_ROWS": rows}
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/faults"]), env=form)
+    chosen = session.posargs or ["-n", "2", "--dist", "worksteal", "tests/faults"]
+    session.run("python", "-m", "pytest", *chosen, env=form)
     session.run("python", "-m", "tests.faults.report", rows, *([] if session.posargs else ["--whole"]))
 
 

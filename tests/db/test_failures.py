@@ -101,6 +101,24 @@ async def test_server_stopped_mid_statement(own_server: OwnServer, mode: str) ->
         assert [(10,)] == await COUNT.fetch(again)
 
 
+async def test_the_last_statement_outlives_its_connection(own_server: OwnServer) -> None:
+    """The server carries it out when its client has gone. A connection that cannot take it says so."""
+    own_server.ask("create table last_words (word int)")
+    conn = await Connection.connect(own_server.dsn, autocommit=True)
+    text = "select pg_sleep(%(after)s); insert into last_words values (1), (%(two)s)"
+    conn.send_last(text, {"after": 0.2, "two": 2})
+    with pytest.raises(psycopg.OperationalError, match="already in progress"):
+        conn.send_last("select 1", {})
+    conn.abort()
+    with pytest.raises(psycopg.OperationalError):
+        conn.send_last("select 1", {})
+    with anyio.fail_after(10):
+        while not (words := own_server.ask("select word from last_words order by 1")):  # noqa: ASYNC110  (the database tells no event)
+            await anyio.sleep(0.02)
+    assert [(1,), (2,)] == words
+    own_server.ask("drop table last_words")
+
+
 async def test_silent_network(proxy: Proxy, within: Within) -> None:
     """A peer that goes silent: the cancelled scope is left within the cleanup's limit, the connection closed."""
     conn = await Connection.connect(proxy.dsn)

@@ -35,6 +35,11 @@ RATE = float(os.environ.get("PGQ_ANYIO_TEST_SOAK_RATE", "2000" if LONG else "100
 PERIOD, LOOK = (20.0, 5.0) if LONG else (MINUTES * 60 / (len(QUICK) + 1), 1.0)
 #: How long it may take until all jobs have ended (in seconds).
 PATIENCE = 120.0
+#: Which part of the rate has to have been enqueued, outages of the server included. The short form shares its machine
+#: with other tests.
+ENOUGH = 0.85 if LONG else 0.5
+#: In two minutes tables and indexes do not grow so large that their bounds would mean anything.
+PROMISES = (15, 47) if LONG else (15,)
 
 pytestmark = [
     pytest.mark.heavy,
@@ -115,7 +120,7 @@ def run_faults(watch: Watch) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.promise(15)
+@pytest.mark.promise(*PROMISES)
 def test_load_and_faults_go_on_and_on(stage: Stage) -> None:
     """Every job ends once, none runs again without a reason, limits hold, and nothing grows in what was not hit."""
     stage.start()
@@ -153,11 +158,13 @@ def judge(stage: Stage, watch: Watch, minutes: float) -> Result:
     assert most_at_once(capped, "serial", faults) <= 1
     # A tick whose worker is killed is free again when the lease is over.
     assert len(set(runs.ticks)) > minutes * 30, "the schedule has stood still"
+    rate = len(feed.ids) / minutes / 60
+    assert rate >= ENOUGH * feed.rate, f"{rate:,.0f} jobs were enqueued in a second, {feed.rate:,.0f} were asked for"
     hits = [(fault.began_at - 1, fault.ended_at) for fault in faults]
     calm = [latency for at, latency in runs.latencies if not any(begin < at < end for begin, end in hits)]
     return Result(
         minutes=minutes,
-        rate=len(feed.ids) / minutes / 60,
+        rate=rate,
         jobs=records.count,
         runs=runs.starts_in_all,
         lost=len(lost),

@@ -32,9 +32,8 @@ async def test_counts_are_exact_up_to_the_limit(conn: Connection, store: Store) 
 @pytest.mark.promise(47)
 @pytest.mark.parametrize("statistics", ["of the empty table", "up to date"])
 async def test_what_a_count_reads_does_not_grow_with_the_queue(conn: Connection, store: Store, statistics: str) -> None:
-    """With thirty times as many jobs a count reads hardly more, of rare names among many jobs of others too.
-
-    Millions would take too long to insert; the index is three levels deep either way.
+    """With thirty times as many jobs a count reads hardly more, of rare names among many jobs of others too. With a
+    million: ``test_million``.
     """
     await rows(conn, store, "analyze {schema}.queued")
     read = []

@@ -88,10 +88,7 @@ async def test_a_claim_walks_the_index_of_lanes(conn: Connection, connect: Conne
 async def test_what_a_claim_reads_does_not_grow_with_the_queue(
     conn: Connection, connect: Connect, store: Store
 ) -> None:
-    """With a hundred times as many jobs a claim reads hardly more.
-
-    A million would take too long to insert; the index is three levels deep either way.
-    """
+    """With a hundred times as many jobs a claim reads hardly more. With a thousand times as many: ``test_million``."""
     claimer = await connect()
     parameters: dict[str, Any] = {**FENCE, "entrypoints": ["fetch"]}
     read = []

@@ -55,7 +55,7 @@ def test_two_hundred_long_jobs_outlive_a_failed_heartbeat(
     second = fleet.start(backend, program=PROGRAM, lease=lease)
     (worker_id,) = fleet.rows("select worker_id from {schema}.worker where name like %s", f"%:{first.pid}")[0]
     assert 1 == proxy.cut("heartbeat")
-    wait_until(lambda: 200 == finished(fleet))
+    wait_until(lambda: 200 == finished(fleet), timeout=60)
     assert [["start", "end"]] * 200 == [journal.events(one) for one in ids]
     assert [(worker_id,)] == fleet.rows("select distinct worker_id from {schema}.finished")
     for worker in (first, second):
@@ -86,7 +86,7 @@ def test_a_heartbeat_that_is_just_committing_saves_its_worker(fleet: Fleet, jour
             heartbeat.commit()
     assert 1 == len(journal.find(job_id, "start"))
     quiet.end()
-    wait_until(lambda: 2 == len(journal.find(job_id, "start")), timeout=LEASE + 5)
+    wait_until(lambda: 2 == len(journal.find(job_id, "start")))
 
 
 @pytest.mark.promise(13)

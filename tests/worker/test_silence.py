@@ -256,13 +256,13 @@ def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal
     """
     poll = 2.0
     start_behind(proxy, fleet, backend, lease=3, dequeue_timeout=poll)
-    wait_until(lambda: fleet.value("select sleeping from {schema}.worker"))
+    wait_until(lambda: fleet.rows("select sleeping from {schema}.worker") == [(True,)])
     proxy.silence("listen", new=False)
     (job_id,) = fleet.enqueue("short", b"0")
     wait_until(lambda: journal.find(job_id, "end"), timeout=poll + within(1))
     # The silent one lies at the proxy for ever; a second one means that it was replaced.
     wait_until(lambda: proxy.roles().count("listen") == 2, timeout=3 + within(2))
-    wait_until(lambda: fleet.value("select sleeping from {schema}.worker"))
+    wait_until(lambda: fleet.rows("select sleeping from {schema}.worker") == [(True,)])
     delays = []
     for _ in range(5):
         enqueued_at = time.monotonic()
