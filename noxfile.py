@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
     sys.exit(main(sys.argv[1:]))
 
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Sequence
@@ -114,6 +115,14 @@ def install_once(session: nox.Session, state: str, *installations: Sequence[str]
     stamp.write_text(digest)
 
 
+def empty_directory(session: nox.Session) -> str:
+    """Where a session gathers results; empty. What nox's ``create_tmp`` makes, the tests would take for their own."""
+    directory = Path(session.virtualenv.location, "results")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    return str(directory)
+
+
 def chosen_tests(session: nox.Session) -> list[str]:
     """Which tests a session runs, and how, in pytest's words."""
     if session.posargs:
@@ -193,7 +202,7 @@ def package(session: nox.Session) -> None:
         session.error(f"not in the wheel: {', '.join(sorted(files - packed))}")
 
 
-@nox.session(default=False)
+@nox.session(python=PYTHONS[OLDEST], default=False)
 def model(session: nox.Session) -> None:
     """Try many more interleavings and rounds at random than the tests do: about twenty minutes."""
     prepare_tests(session)
@@ -235,7 +244,7 @@ def stress(session: nox.Session) -> None:
         burner.wait()
 
 
-@nox.session(default=False)
+@nox.session(python=PYTHONS[OLDEST], default=False)
 def faults(session: nox.Session) -> None:
     """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md.
 
@@ -243,25 +252,21 @@ def faults(session: nox.Session) -> None:
     tests/faults/test_server.py``) the other rows stay as they are.
     """
     prepare_tests(session)
-    rows = session.create_tmp()
-    for old in Path(rows).glob("*.json"):
-        old.unlink()
+    rows = empty_directory(session)
     form = {"PGQ_ANYIO_TEST_FAULTS": "long", "PGQ_ANYIO_TEST_FAULT_ROWS": rows}
     chosen = session.posargs or ["-n", "2", "--dist", "worksteal", "tests/faults"]
     session.run("python", "-m", "pytest", *chosen, env=form)
     session.run("python", "-m", "tests.faults.report", rows, *([] if session.posargs else ["--whole"]))
 
 
-@nox.session(default=False)
+@nox.session(python=PYTHONS[OLDEST], default=False)
 def soak(session: nox.Session) -> None:
     """Jobs of all kinds and a fault every 20 s, for 30 minutes; the tables go into docs/reliability.md.
 
     PGQ_ANYIO_TEST_SOAK_MINUTES and PGQ_ANYIO_TEST_SOAK_RATE (2,000 jobs in a second) change the size.
     """
     prepare_tests(session)
-    results = session.create_tmp()
-    for old in Path(results).glob("*.json"):
-        old.unlink()
+    results = empty_directory(session)
     form = {"PGQ_ANYIO_TEST_SOAK_ROWS": results}
     form["PGQ_ANYIO_TEST_SOAK_MINUTES"] = os.environ.get("PGQ_ANYIO_TEST_SOAK_MINUTES", "30")
     session.run("python", "-m", "pytest", "-s", "tests/soak", *session.posargs, env=form)

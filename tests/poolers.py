@@ -24,7 +24,7 @@ from tests.servers import free_port
 
 _CONFIGURATION = """
 [databases]
-{dbname} = host={host} port={port} dbname={dbname} user={user}
+{dbname} = host='{host}' port={port} dbname={dbname} user={user}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {listen_port}

@@ -35,7 +35,13 @@ class ClockFile:
         """What a process is started with: ``way`` is ``python`` or ``libc``."""
         if way == "python":
             return {"PGQ_TEST_CLOCK": str(self.path)}
-        return {"LD_PRELOAD": str(self._compiled()), "PGQ_TEST_WALL_CLOCK": str(self.path)}
+        library = self._compiled()
+        # By its name alone: a space in the path would end it.
+        return {
+            "LD_PRELOAD": library.name,
+            "LD_LIBRARY_PATH": str(library.parent),
+            "PGQ_TEST_WALL_CLOCK": str(self.path),
+        }
 
     def _compiled(self) -> Path:
         library = self.path.with_suffix(".so")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from pgq_anyio._embedded import PostgresBinaries
 from pgq_anyio._embedded._account import hand_over
@@ -30,7 +31,7 @@ class Replicas:
     def dsn(self) -> str:
         """Leads to whichever of both can be written to."""
         hosts = ",".join(sorted(str(server.data) for server in (self.primary, self.standby)))
-        return f"host={hosts} user=postgres dbname=postgres target_session_attrs=read-write"
+        return make_conninfo(host=hosts, user="postgres", dbname="postgres", target_session_attrs="read-write")
 
     def build_standby(self, *, synchronous: bool) -> None:
         """Make the standby anew, as a copy of the primary that follows it.

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import attrs
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from pgq_anyio._embedded import PostgresBinaries
 from pgq_anyio._embedded._binaries import StopMode
@@ -43,7 +44,7 @@ class OwnServer:
 
     @property
     def dsn(self) -> str:
-        return f"host={self.data} user=postgres dbname=postgres"
+        return make_conninfo(host=str(self.data), user="postgres", dbname="postgres")
 
     @property
     def log(self) -> Path:
