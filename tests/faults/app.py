@@ -19,6 +19,7 @@ from functools import partial
 import anyio
 
 from pgq_anyio import Context, Job, PgQueuer, Schedule
+from tests.backends import run_on
 from tests.faults import clock
 from tests.faults.job_log import JobLog
 from tests.faults.later import expect_later
@@ -125,8 +126,7 @@ def main(backend: str, text: str) -> None:
         app.entrypoint(f"version_{version}")(versioned)
     expect_later(options.pop("migrations", 0))
     run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **options)
-    uvloop = {"use_uvloop": True} if backend == "uvloop" else {}
-    anyio.run(run, backend="trio" if backend == "trio" else "asyncio", backend_options=uvloop)
+    run_on(backend, run)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from functools import partial
 import anyio
 
 from pgq_anyio import Job, PgQueuer
+from tests.backends import run_on
 from tests.faults.job_log import JobLog
 
 #: Characters of an error's text.
@@ -50,7 +51,7 @@ def main(backend: str, options: str) -> None:
     """Run the worker until a signal ends it."""
     logging.basicConfig(level=logging.ERROR)
     run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **json.loads(options))
-    anyio.run(run, backend=backend)
+    run_on(backend, run)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import attrs
 import psycopg
 
 from pgq_anyio import PsycopgDriver, Queries
+from tests.backends import run_on
 from tests.faults.app import MIX
 from tests.faults.scene import Scene
 
@@ -34,7 +35,7 @@ class Producer:
 
     def run(self) -> None:
         """Enqueue until told to end (the thread's function)."""
-        anyio.run(self._enqueue, backend=self.backend)
+        run_on(self.backend, self._enqueue)
 
     def end(self) -> None:
         """Let the call under way be the last one."""

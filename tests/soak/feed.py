@@ -16,6 +16,7 @@ import attrs
 import psycopg
 
 from pgq_anyio import JobId, PsycopgDriver, Queries
+from tests.backends import run_on
 
 #: Of a thousand jobs.
 MIX = {
@@ -53,7 +54,7 @@ class Feed:
     def run(self) -> None:
         """Enqueue until told to end (the thread's function)."""
         try:
-            anyio.run(self._enqueue, backend=self.backend)
+            run_on(self.backend, self._enqueue)
         except BaseException as error:
             self.error = error
             raise

@@ -19,6 +19,7 @@ import anyio
 import attrs
 
 from pgq_anyio import Context, Job, PgQueuer, ProcessExecutor
+from tests.backends import run_on
 
 TICK = 0.02
 
@@ -117,8 +118,7 @@ def main(backend: str, options: str) -> None:
     """Run the worker until a signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **json.loads(options))
-    uvloop = {"use_uvloop": True} if backend == "uvloop" else {}
-    anyio.run(run, backend="trio" if backend == "trio" else "asyncio", backend_options=uvloop)
+    run_on(backend, run)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ import signal
 import sys
 from functools import partial
 
-import anyio
-
 from pgq_anyio import PgQueuer
+from tests.backends import run_on
 from tests.worker.apps import app
 
 
@@ -18,10 +17,7 @@ def main(backend: str, options: str, app: PgQueuer = app) -> None:
     """Run the worker until a signal ends it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     run = partial(PgQueuer.run, app, signals=(signal.SIGTERM, signal.SIGINT), **json.loads(options))
-    if backend == "uvloop":
-        anyio.run(run, backend="asyncio", backend_options={"use_uvloop": True})
-    else:
-        anyio.run(run, backend=backend)
+    run_on(backend, run)
 
 
 if __name__ == "__main__":
