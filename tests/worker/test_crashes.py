@@ -30,8 +30,8 @@ def test_the_job_of_a_killed_worker_runs_on_another(fleet: Fleet, backend: str, 
     first.signal(signal.SIGKILL)
     killed_at = time.monotonic()
     last_beat = fleet.value("select heartbeat_at from {schema}.worker where name like %s", f"%:{first.pid}")
-    wait_until(lambda: ("start", second.pid) in fleet.events(job_id), timeout=LEASE + 10)
-    assert time.monotonic() - killed_at < within(LEASE + 5, LEASE + 10)
+    wait_until(lambda: ("start", second.pid) in fleet.events(job_id))
+    assert time.monotonic() - killed_at < within(LEASE + 5, LEASE + 30)
     started_again = fleet.value(
         "select at from {log} where job_id = %s and event = 'start' and pid = %s", job_id, second.pid
     )
@@ -48,7 +48,7 @@ def test_a_job_that_kills_its_workers_ends_as_failed(fleet: Fleet, backend: str)
         worker = fleet.start(backend, ready=False, lease=LEASE)
         assert 9 == worker.wait()
     fleet.start(backend, lease=LEASE)
-    wait_until(lambda: fleet.status(job_id) == "failed", timeout=LEASE + 10)
+    wait_until(lambda: fleet.status(job_id) == "failed")
     assert [("WorkerDied", "worker died", 2)] == fleet.rows(
         "select error_type, error_message, crashes from {schema}.finished where job_id = %s", job_id
     )
@@ -66,7 +66,7 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: 
     wait_until(lambda: fleet.events(job_id))
     stale.signal(signal.SIGSTOP)
     owner = fleet.start(backend, lease=LEASE)
-    wait_until(lambda: ("start", owner.pid) in fleet.events(job_id), timeout=LEASE + 10)
+    wait_until(lambda: ("start", owner.pid) in fleet.events(job_id))
     continued_at = fleet.value("select clock_timestamp()")
     stale.signal(signal.SIGCONT)
     wait_until(lambda: ("cancelled", stale.pid) in fleet.events(job_id))
@@ -108,7 +108,7 @@ def test_a_crash_before_the_outcome_is_stored_runs_the_job_again(fleet: Fleet, b
         wait_until(lambda: not fleet.rows(waiting))
         locker.rollback()
     second = fleet.start(backend, lease=LEASE)
-    wait_until(lambda: fleet.status(job_id) == "successful", timeout=LEASE + 10)
+    wait_until(lambda: fleet.status(job_id) == "successful")
     assert [("run", first.pid), ("run", second.pid)] == fleet.events(job_id)
 
 

@@ -74,14 +74,14 @@ def test_a_worker_that_is_cut_off_has_ended_its_jobs_before_others_start_them(
     successor = fleet.start(backend, program=PROGRAM, lease=LEASE, shutdown_grace=0.5)
     proxy.silence()
     silent_at = time.monotonic()
-    wait_until(lambda: all(len(journal.find(one, "start")) == 2 for one in ids), timeout=LEASE + 15)
+    wait_until(lambda: all(len(journal.find(one, "start")) == 2 for one in ids))
     for job_id in ids:
         check_no_overlap(journal, job_id, cut_off)
     (cancelled,) = journal.find(ids[0], "cancelled:lease_lost")
     assert cancelled.pid == cut_off.pid
     assert cancelled.at - silent_at < LEASE
     getattr(proxy, revival)()
-    wait_until(lambda: 2 == len(worker_ids(fleet)), timeout=15)
+    wait_until(lambda: 2 == len(worker_ids(fleet)))
     assert not set(before) & set(worker_ids(fleet))
     assert [("work", 1, 1), ("process", 1, 1)] == fleet.rows(
         "select entrypoint, attempt, crashes from {schema}.running order by job_id"
@@ -138,11 +138,11 @@ def test_a_worker_that_only_cannot_beat_loses_its_lease(
     wait_until(lambda: journal.events(job_id))
     fleet.start(backend, program=PROGRAM, lease=LEASE, shutdown_grace=0.5)
     proxy.silence("heartbeat")
-    wait_until(lambda: 2 == len(journal.find(job_id, "start")), timeout=LEASE + 15)
+    wait_until(lambda: 2 == len(journal.find(job_id, "start")))
     check_no_overlap(journal, job_id, lame)
     assert ["start", "cancelled:lease_lost", "start"] == journal.events(job_id)
     proxy.forget()
-    wait_until(lambda: 2 == len(worker_ids(fleet)), timeout=15)
+    wait_until(lambda: 2 == len(worker_ids(fleet)))
 
 
 @pytest.mark.promise(15, 17)

@@ -43,7 +43,7 @@ def test_whatever_a_stale_worker_says_changes_nothing(
     stale.signal(signal.SIGSTOP)
     gates[0].touch()
     owner = fleet.start(backend, program="tests.worker.stale", lease=LEASE)
-    wait_until(lambda: all(len(journal.find(one, "start")) == 2 for one in ids), timeout=LEASE + 10)
+    wait_until(lambda: all(len(journal.find(one, "start")) == 2 for one in ids))
     claims = fleet.rows("select * from {schema}.running order by job_id")
     assert len(ids) == len(claims)
     stale.signal(signal.SIGCONT)
@@ -79,7 +79,7 @@ def test_a_limit_of_one_holds_while_a_stale_worker_comes_back(fleet: Fleet, back
     stopped_at = fleet.value("select clock_timestamp()")
     (owner,) = start_limited(fleet, backend, 1, {"concurrency_limit": 1}, lease=LEASE)
     ids = [job_id, *enqueue_limited(fleet, [b""] * 100)]
-    wait_until(lambda: ("start", owner.pid) in fleet.events(job_id), timeout=LEASE + 10)
+    wait_until(lambda: ("start", owner.pid) in fleet.events(job_id))
     continued_at = fleet.value("select clock_timestamp()")
     stale.signal(signal.SIGCONT)
     wait_until(lambda: ("end", stale.pid) in fleet.events(job_id))
