@@ -248,7 +248,7 @@ def stress(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Kill, freeze, cut off and restart workers and servers, many times; the table goes into docs/reliability.md.
 
-    Two scenarios at a time, as most of each is waiting: about an hour. With tests named (``-s faults --
+    Two scenarios at a time, as most of each is waiting: half an hour. With tests named (``-s faults --
     tests/faults/test_server.py``) the other rows stay as they are.
     """
     prepare_tests(session)
