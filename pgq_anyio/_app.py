@@ -153,13 +153,14 @@ class PgQueuer:
             raise ConfigurationError(f"retry_policy must be a RetryPolicy, not {shown(policy)}")
         if not isinstance(own_task, bool):
             raise ConfigurationError(f"own_task must be True or False, not {shown(own_task)}")
+        what = f"the handler of {name!r}"
 
         def register(function: HandlerT) -> HandlerT:
             parameters = ExecutorParameters(
                 name=name,
                 func=function,
-                is_async=is_async_callable(function, f"the handler of {name!r}"),
-                wants_context=wants_context(function, f"the handler of {name!r}"),
+                is_async=is_async_callable(function, what),
+                wants_context=wants_context(function, what),
                 timeout=checked_timeout,
                 max_attempts=attempts,
                 max_crashes=crashes,
@@ -215,13 +216,14 @@ class PgQueuer:
         expression = check_expression(cron.expression)
         if missed not in [*Missed]:
             raise ConfigurationError(f"missed must be 'coalesce', 'skip' or 'catch_up', not {shown(missed)}")
+        what = f"the handler of the schedule {name!r}"
 
         def register(function: HandlerT) -> HandlerT:
             parameters = ExecutorParameters(
                 name=name,
                 func=function,
-                is_async=is_async_callable(function, f"the handler of the schedule {name!r}"),
-                wants_context=wants_context(function, f"the handler of the schedule {name!r}"),
+                is_async=is_async_callable(function, what),
+                wants_context=wants_context(function, what),
                 expression=expression,
             )
             executor = _make_executor(parameters, executor_factory)

@@ -27,9 +27,6 @@ logger = logging.getLogger("pgq_anyio.last_resort")
 #: How long the last outcomes and the last words to the database may take (in seconds), each.
 LAST_OUTCOMES: Final = 0.4
 LAST_WORDS: Final = 0.4
-#: How long the database waits before it gives the jobs of the handlers that are left behind to others (in seconds): by
-#: then this process is gone, and its children are, too.
-HANDOVER: Final = 0.3
 #: How long the rest may take once it is hurried and no handler runs any more (in seconds): the farewell and the last
 #: outcomes, which have bounds of their own, and the exit of the lifespan, which has none.
 REST: Final = 10.0
@@ -46,10 +43,8 @@ class LastResort:
     cancel_grace: float
     running: Callable[[], list[Run | ScheduledRun]]
     endings: Endings
-    #: tells the database that this worker goes although handlers of its own still run
+    #: tells the database that this worker goes although handlers of its own still run, and to give their jobs back
     mark_left: Callable[[], Awaitable[None]]
-    #: has the database give back the jobs of those handlers so many seconds later, and waits for nothing
-    hand_over: Callable[[float], Awaitable[None]]
     #: ends the process
     exit: Callable[[int], object] = os._exit
 
@@ -88,9 +83,7 @@ async def leave_behind(resort: LastResort) -> None:
         try:
             # If the last handler ends at this very moment, the run goes on to its end and closes the connection.
             await retrying(resort.mark_left, what="telling that this worker leaves", max_time=LAST_WORDS)
-            await resort.hand_over(HANDOVER)
         except Exception as error:  # the process ends whatever the database says
-            # Of a worker that has said so the others take the jobs at their next heartbeat; else its lease has to end.
             logger.error(
                 "the database could not be told that this worker leaves (%s); its lease will end by itself",
                 in_a_line(error),

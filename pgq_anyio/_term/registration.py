@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import anyio
 import attrs
@@ -19,6 +20,10 @@ from .._store.worker import hand_over, leave, mark_left, register_worker
 from .worker import Worker
 
 logger = logging.getLogger("pgq_anyio.worker")
+
+#: How long the database waits before it gives the jobs of the handlers that are left behind to others (in seconds): by
+#: then this process is gone, and its children are, too.
+HANDOVER: Final = 0.3
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -89,15 +94,7 @@ class Registration:
         await leave(await self.line.connection(), self.worker.store, worker_id=self.worker_id)
 
     async def mark_left(self) -> None:
-        """Say that the worker goes although handlers still run."""
-        await mark_left(await self.line.connection(), self.worker.store, worker_id=self.worker_id)
-
-    async def hand_over(self, after: float) -> None:
-        """Let their jobs be given back so many seconds later, when this process is gone."""
-        hand_over(
-            await self.line.connection(),
-            self.worker.store,
-            worker_id=self.worker_id,
-            after=after,
-            max_crashes=DEFAULT_MAX_CRASHES,
-        )
+        """Say that the worker goes although handlers still run; their jobs are given back when this process is gone."""
+        conn, store = await self.line.connection(), self.worker.store
+        await mark_left(conn, store, worker_id=self.worker_id)
+        hand_over(conn, store, worker_id=self.worker_id, after=HANDOVER, max_crashes=DEFAULT_MAX_CRASHES)

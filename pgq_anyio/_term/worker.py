@@ -68,7 +68,6 @@ class Worker:
             running=lambda: [] if self.term is None else self.term.handlers.running(),
             endings=self.endings,
             mark_left=self._mark_left,
-            hand_over=self._hand_over,
         )
 
     def runs_others_code(self) -> bool:
@@ -93,10 +92,6 @@ class Worker:
     async def _mark_left(self) -> None:
         if self.term is not None:
             await self.term.registration.mark_left()
-
-    async def _hand_over(self, after: float) -> None:
-        if self.term is not None:
-            await self.term.registration.hand_over(after)
 
     def service_failed(self, name: str, error: Exception) -> None:
         """A service has met an error that no retry can mend. It ends the run; ``run()`` raises it, but not before the

@@ -22,6 +22,8 @@ from psycopg import sql
 ROOT = Path(__file__).parents[2]
 #: Where several workers meet: those of one fleet take uvloop and asyncio in turn.
 BACKENDS = pytest.mark.parametrize("backend", ["uvloop+asyncio", "trio"])
+#: Where all of a test runs on one of them.
+EVERY_LOOP = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 
 
 def wait_until(fact: Callable[[], Any], *, timeout: float = 45.0, what: str = "", pause: float = 0.01) -> Any:

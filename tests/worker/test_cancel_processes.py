@@ -10,11 +10,9 @@ import pytest
 
 from pgq_anyio import JobId, SyncQueries
 from tests.bounds import Within
-from tests.worker.fleet import Fleet, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, wait_until
 
 pytestmark = pytest.mark.heavy
-
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 
 
 @pytest.fixture
@@ -36,7 +34,7 @@ def process_of(fleet: Fleet, job_id: JobId) -> int:
 
 
 @pytest.mark.promise(23)
-@BACKENDS
+@EVERY_LOOP
 def test_handlers_of_every_kind(fleet: Fleet, queries: SyncQueries, backend: str, within: Within) -> None:
     """An async one stops within a second; a thread's flag turns true; a process is ended, long before any grace is."""
     worker = fleet.start(backend, cancel_grace=3600)
@@ -54,7 +52,7 @@ def test_handlers_of_every_kind(fleet: Fleet, queries: SyncQueries, backend: str
 
 
 @pytest.mark.promise(23)
-@BACKENDS
+@EVERY_LOOP
 def test_a_process_that_ignores_it_is_killed_after_the_grace(
     fleet: Fleet, queries: SyncQueries, backend: str, within: Within
 ) -> None:
@@ -71,7 +69,7 @@ def test_a_process_that_ignores_it_is_killed_after_the_grace(
 
 
 @pytest.mark.promise(28)
-@BACKENDS
+@EVERY_LOOP
 def test_a_process_that_takes_too_long(fleet: Fleet, backend: str) -> None:
     """It is ended, and the record says that it was the timeout."""
     fleet.start(backend)

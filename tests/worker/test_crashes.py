@@ -11,16 +11,15 @@ import pytest
 from psycopg import sql
 
 from tests.bounds import Within
-from tests.worker.fleet import Fleet, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, wait_until
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 LEASE = 2.0
 
 
 @pytest.mark.promise(12)
-@BACKENDS
+@EVERY_LOOP
 def test_the_job_of_a_killed_worker_runs_on_another(fleet: Fleet, backend: str, within: Within) -> None:
     """Not before the lease is over since the last heartbeat, nor later than 5 s after that; the crash is counted."""
     first = fleet.start(backend, lease=LEASE)
@@ -40,7 +39,7 @@ def test_the_job_of_a_killed_worker_runs_on_another(fleet: Fleet, backend: str, 
 
 
 @pytest.mark.promise(12)
-@BACKENDS
+@EVERY_LOOP
 def test_a_job_that_kills_its_workers_ends_as_failed(fleet: Fleet, backend: str) -> None:
     """After max_crashes (2 for this entrypoint) it is not tried again."""
     (job_id,) = fleet.enqueue("killer")
@@ -56,7 +55,7 @@ def test_a_job_that_kills_its_workers_ends_as_failed(fleet: Fleet, backend: str)
 
 
 @pytest.mark.promise(14)
-@BACKENDS
+@EVERY_LOOP
 def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: str, within: Within) -> None:
     """SIGSTOP for longer than the lease, SIGCONT while another runs the job: the handler is cancelled as soon as its
     process runs again, and there is one outcome, the new owner's.
@@ -87,7 +86,7 @@ def test_a_frozen_worker_that_comes_back_changes_nothing(fleet: Fleet, backend: 
 
 
 @pytest.mark.promise(15)
-@BACKENDS
+@EVERY_LOOP
 def test_a_crash_before_the_outcome_is_stored_runs_the_job_again(fleet: Fleet, backend: str) -> None:
     """The handler has ended and its outcome waits for a locked table when the worker is killed: never lost."""
     first = fleet.start(backend, lease=LEASE)
@@ -113,7 +112,7 @@ def test_a_crash_before_the_outcome_is_stored_runs_the_job_again(fleet: Fleet, b
 
 
 @pytest.mark.promise(17)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_stays_claimed_after_a_signal(fleet: Fleet, backend: str, number: signal.Signals) -> None:
     """Jobs of every kind of handler go back to the queue, uncounted, and the worker row goes."""

@@ -11,12 +11,11 @@ import pytest
 from psycopg import sql
 
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, wait_until
 from tests.worker.proxy import Proxy
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 PROGRAM = "tests.worker.away"
 #: The shortest there is.
 LEASE = 2.0
@@ -28,7 +27,7 @@ def finished(fleet: Fleet) -> int:
 
 
 @pytest.mark.promise(13)
-@BACKENDS
+@EVERY_LOOP
 def test_jobs_longer_than_many_leases_run_once(fleet: Fleet, journal: Journal, backend: str) -> None:
     """An async job of more than 5 leases, a thread and a process of more than 3, while another worker looks on."""
     workers = [fleet.start(backend, program=PROGRAM, lease=LEASE) for _ in range(2)]
@@ -41,7 +40,7 @@ def test_jobs_longer_than_many_leases_run_once(fleet: Fleet, journal: Journal, b
 
 
 @pytest.mark.promise(13, 17)
-@BACKENDS
+@EVERY_LOOP
 def test_two_hundred_long_jobs_outlive_a_failed_heartbeat(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str
 ) -> None:

@@ -11,12 +11,11 @@ from pgq_anyio import JobId, SyncQueries
 from pgq_anyio._embedded._binaries import StopMode
 from tests.bounds import BUSY, Within
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, WorkerProcess, wait_until
 from tests.worker.own_server import OwnServer
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 PROGRAM = "tests.worker.away"
 #: How long the server is away (in seconds).
 AWAY = 3.0
@@ -41,7 +40,7 @@ def stop_and_check(fleet: Fleet, *workers: WorkerProcess) -> None:
 
 
 @pytest.mark.promise(15, 17)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_under_load_loses_no_outcome(
     own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str, mode: StopMode, within: Within
@@ -83,7 +82,7 @@ def check_capacity(fleet: Fleet, journal: Journal, slots: int) -> None:
 
 
 @pytest.mark.promise(15)
-@BACKENDS
+@EVERY_LOOP
 def test_a_claim_that_a_crash_has_undone_is_noticed(
     own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str
 ) -> None:
@@ -107,7 +106,7 @@ def test_a_claim_that_a_crash_has_undone_is_noticed(
 
 
 @pytest.mark.promise(10)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_deferral_survives_the_server(
     own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str, mode: StopMode
@@ -138,7 +137,7 @@ def test_deferral_survives_the_server(
 
 
 @pytest.mark.promise(6)
-@BACKENDS
+@EVERY_LOOP
 def test_a_sleeper_is_woken_although_a_crash_has_undone_its_mark(
     own_fleet: Fleet, own_server: OwnServer, journal: Journal, backend: str
 ) -> None:
@@ -156,7 +155,7 @@ def test_a_sleeper_is_woken_although_a_crash_has_undone_its_mark(
 
 
 @pytest.mark.promise(15)
-@BACKENDS
+@EVERY_LOOP
 def test_a_demoted_server_is_left(own_fleet: Fleet, journal: Journal, backend: str) -> None:
     """Peer's bug: a worker goes on against a demoted, read-only database. Nothing is claimed while it is read-only, the
     outcome of what ran is stored when there is a primary again.

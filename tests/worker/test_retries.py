@@ -12,7 +12,7 @@ import pytest
 from pgq_anyio import Job, PgQueuer, Queries, Retry, RetryPolicy
 from pgq_anyio.testing import running_worker
 from tests.bounds import Within
-from tests.worker.fleet import Fleet, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, wait_until
 
 DELAY = 0.2
 
@@ -51,7 +51,7 @@ async def test_an_attempt_comes_soon_after_its_delay(
 
 
 @pytest.mark.promise(31)
-@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@EVERY_LOOP
 def test_an_attempt_survives_the_worker(fleet: Fleet, backend: str) -> None:
     """The worker is killed while the job waits: another one makes the next attempt, without waiting for a lease."""
     first = fleet.start(backend)

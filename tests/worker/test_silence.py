@@ -16,12 +16,11 @@ from psycopg import sql
 from pgq_anyio._db.retrying import PATIENCE
 from tests.bounds import BUSY, Within
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, WorkerProcess, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, WorkerProcess, wait_until
 from tests.worker.proxy import Loss, Proxy, executes
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 PROGRAM = "tests.worker.away"
 LEASE = 4.0
 
@@ -59,7 +58,7 @@ def check_no_overlap(journal: Journal, job_id: int, first: WorkerProcess) -> Non
 
 
 @pytest.mark.promise(14, 17)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("revival", ["resume", "forget"])
 def test_a_worker_that_is_cut_off_has_ended_its_jobs_before_others_start_them(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, revival: str, within: Within
@@ -97,7 +96,7 @@ def test_a_worker_that_is_cut_off_has_ended_its_jobs_before_others_start_them(
 
 
 @pytest.mark.promise(13, 14)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("trouble", ["silent", "cut", "locked"])
 def test_one_bad_heartbeat_connection_costs_no_lease(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, trouble: str
@@ -126,7 +125,7 @@ def test_one_bad_heartbeat_connection_costs_no_lease(
 
 
 @pytest.mark.promise(14)
-@BACKENDS
+@EVERY_LOOP
 def test_a_worker_that_only_cannot_beat_loses_its_lease(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str
 ) -> None:
@@ -146,7 +145,7 @@ def test_a_worker_that_only_cannot_beat_loses_its_lease(
 
 
 @pytest.mark.promise(15, 17)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("loss", ["cut", "silent"])
 @pytest.mark.parametrize("statement", ["claim_sweep", "claim_hinted"])
 def test_a_claim_whose_answer_was_lost_is_given_back(
@@ -171,7 +170,7 @@ def test_a_claim_whose_answer_was_lost_is_given_back(
 
 
 @pytest.mark.promise(15)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("kind", ["claim_(?:sweep|hinted)", "claim_limited"], ids=["claim", "claim_limited"])
 def test_no_claim_is_waited_for_longer_than_a_heartbeat(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, kind: str, within: Within
@@ -206,7 +205,7 @@ def test_no_claim_is_waited_for_longer_than_a_heartbeat(
 
 
 @pytest.mark.promise(15, 21)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("loss", ["cut", "silent"])
 def test_a_claim_of_a_limited_name_whose_answer_was_lost(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, loss: Loss, within: Within
@@ -229,7 +228,7 @@ def test_a_claim_of_a_limited_name_whose_answer_was_lost(
 
 
 @pytest.mark.promise(15)
-@BACKENDS
+@EVERY_LOOP
 @pytest.mark.parametrize("loss", ["cut", "silent"])
 def test_an_outcome_whose_answer_was_lost_is_stored_once(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, loss: Loss, within: Within
@@ -249,7 +248,7 @@ def test_an_outcome_whose_answer_was_lost_is_stored_once(
 
 
 @pytest.mark.promise(6)
-@BACKENDS
+@EVERY_LOOP
 def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, within: Within) -> None:
     """Peer's bug: a half-open connection is not noticed; LISTEN silently dead. Jobs are found within the poll interval,
     and once the silence has been noticed (within a lease) at once again.
@@ -273,7 +272,7 @@ def test_a_deaf_listener_is_noticed(fleet: Fleet, proxy: Proxy, journal: Journal
 
 
 @pytest.mark.promise(6)
-@BACKENDS
+@EVERY_LOOP
 def test_work_does_not_wait_for_a_listener_that_cannot_be(
     fleet: Fleet, proxy: Proxy, journal: Journal, backend: str, within: Within
 ) -> None:

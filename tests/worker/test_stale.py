@@ -11,18 +11,17 @@ import pytest
 
 from tests.bounds import Within
 from tests.worker.away import Journal
-from tests.worker.fleet import Fleet, wait_until
+from tests.worker.fleet import EVERY_LOOP, Fleet, wait_until
 from tests.worker.limited_fleet import enqueue as enqueue_limited
 from tests.worker.limited_fleet import start as start_limited
 
 pytestmark = pytest.mark.heavy
 
-BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 LEASE = 2.0
 
 
 @pytest.mark.promise(14)
-@BACKENDS
+@EVERY_LOOP
 def test_whatever_a_stale_worker_says_changes_nothing(
     fleet: Fleet, journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
@@ -66,7 +65,7 @@ def test_whatever_a_stale_worker_says_changes_nothing(
 
 
 @pytest.mark.promise(14, 18)
-@BACKENDS
+@EVERY_LOOP
 def test_a_limit_of_one_holds_while_a_stale_worker_comes_back(fleet: Fleet, backend: str, within: Within) -> None:
     """SIGSTOP for longer than the lease, with a job that fills the limit: it runs on another worker, after which the
     first one continues. Its handler honours its cancellation; apart from that end nothing runs beside anything else,
