@@ -12,14 +12,15 @@ While the claimer of limited names has the turn (``_holdings.py``) it takes thes
 
 While there is work nobody notifies anybody. A claimer that finds nothing marks its worker as sleeping, looks again
 after 10 ms, 50 ms, 250 ms and 1 s (an enqueue that did not see the mark may have been under way), and then trusts
-notifications, with the poll interval as fallback. The mark stays while the worker wakes for single jobs, and is taken
-off only after a second without idling, so that its row is no hot row.
+notifications, with the poll interval as fallback. If the other claimer has names, one look is for all of them. The mark
+stays while the worker wakes for single jobs, and is taken off only after a second without idling, so that its row is no
+hot row.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -39,11 +40,14 @@ from .._models import Job
 from .._pace import TRIPS, Pace
 from .._stop import Stop
 from .._store._sql import Store
-from .._store.queued import Claim, claim_hinted, claim_sweep
+from .._store.queued import Claim, claim_hinted, claim_sweep, look_queued
 from .._store.worker import set_sleeping
 
 #: When a worker that fell asleep looks again (in seconds after the last look).
 LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
+#: How much earlier than the other claimer would this one looks for the jobs of both (in seconds, or a tenth of the poll
+#: interval).
+EARLY_LOOK: Final = 0.25
 #: Without idling for this long a worker is no sleeper (in seconds).
 AWAKE_AFTER: Final = 1.0
 #: How far beyond its batch a claimer reaches when others claim the same rows.
@@ -89,6 +93,10 @@ class Claimer:
     poll_interval: float
     #: called when the claimer finds nothing to do
     on_idle: Callable[[], None]
+    #: the names of the other claimer
+    others: Callable[[], Collection[str]]
+    #: called with the names that have jobs, when all names have been looked at
+    on_looked: Callable[[frozenset[str]], None]
     #: the worker's: requested before the cancellation of this task arrives
     stop: Stop
     #: how fast jobs end
@@ -104,6 +112,8 @@ class Claimer:
     sleeping: bool = attrs.field(default=False, init=False)
     #: how many of LOOK_AGAIN have passed
     looks: int = attrs.field(default=0, init=False)
+    #: whether it has looked in another way than by a claim, and found nothing
+    knows_of_none: bool = attrs.field(default=False, init=False)
     idled_at: float = attrs.field(default=0.0, init=False)
     #: which of the line's connections made the last claim
     connection_no: int = attrs.field(default=0, init=False)
@@ -131,6 +141,11 @@ class Claimer:
         self.holdings.ahead = 0
 
     @property
+    def poll_pause(self) -> float:
+        """How long to trust notifications (in seconds): the other claimer is to find that somebody has looked."""
+        return self.poll_interval - min(EARLY_LOOK, self.poll_interval / 10) if self.others() else self.poll_interval
+
+    @property
     def has_worthwhile_room(self) -> bool:
         """Whether there is room for a good part of the largest claim that there can be."""
         largest = min(self.batch_size, self.holdings.max_concurrency + self.holdings.ahead)
@@ -147,13 +162,14 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
         claimer.look_ahead()
         if not claimer.hints.entrypoints:
             claimer.on_idle()
-            await claimer.bell.wait()
+            if not await claimer.bell.wait(claimer.poll_pause):
+                await _look(claimer)
         elif claimer.holdings.room < 1:
             await _wait_room(claimer)
         elif not gathered and claimer.behind and not claimer.has_worthwhile_room:
             gathered = True
             await anyio.sleep(min(claimer.took, LONGEST_GATHERING))
-        elif await retrying(partial(claim_once, claimer), what="claiming jobs"):
+        elif not claimer.knows_of_none and await retrying(partial(claim_once, claimer), what="claiming jobs"):
             gathered = False
             if claimer.sleeping and anyio.current_time() - claimer.idled_at > AWAKE_AFTER:
                 await _mark(claimer, sleeping=False)
@@ -252,11 +268,29 @@ async def _rest(claimer: Claimer) -> None:
         claimer.looks = 0
     claimer.on_idle()
     looking_again = claimer.looks < len(LOOK_AGAIN)
-    timeout = LOOK_AGAIN[claimer.looks] if looking_again else claimer.poll_interval
-    if not await claimer.bell.wait(timeout) and looking_again:
+    timeout = LOOK_AGAIN[claimer.looks] if looking_again else claimer.poll_pause
+    is_rung = await claimer.bell.wait(timeout)
+    if looking_again and not is_rung:
         claimer.looks += 1
+    # The last of the first looks is for all, so that from then on nobody else has to look.
+    claimer.knows_of_none = not is_rung and claimer.looks == len(LOOK_AGAIN) and not await _look(claimer)
     claimer.idled_at = anyio.current_time()
     claimer.hints.sweep_next()
+
+
+async def _look(claimer: Claimer) -> bool:
+    """Look for jobs of all names, for both claimers; whether this one is to claim."""
+    others = claimer.others()
+    if not others:
+        return True
+    ours = claimer.hints.entrypoints
+
+    async def look() -> frozenset[str]:
+        return await look_queued(await claimer.line.connection(), claimer.store, [*ours, *others])
+
+    found = await retrying(look, what="looking for jobs")
+    claimer.on_looked(found)
+    return not found.isdisjoint(ours)
 
 
 async def _mark(claimer: Claimer, *, sleeping: bool) -> None:

@@ -84,6 +84,12 @@ async def claim_hinted(
     return _claim(rows)
 
 
+async def look_queued(conn: Connection, store: Store, entrypoints: Sequence[str]) -> frozenset[str]:
+    """Which of these names have jobs that wait."""
+    rows = await store.statement("look_queued").fetch(conn, entrypoints=list(entrypoints))
+    return frozenset(rows[0][0])
+
+
 def _claim(rows: list[tuple[Any, ...]]) -> Claim:
     candidates = rows[0][0]
     if rows[0][1] is None:

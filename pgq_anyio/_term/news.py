@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import attrs
@@ -92,6 +93,14 @@ class News:
         """A slot is free."""
         self.term.claimer.room.ring()
         self.term.limited.room.ring()
+
+    def others(self) -> Collection[str]:
+        """The names of the claimer of limited names."""
+        return self.term.limited.names
+
+    def on_looked(self, found: frozenset[str]) -> None:
+        """The other claimer has looked for their jobs too."""
+        self.term.limited.looked(found)
 
     def on_lost_claim(self) -> None:
         """What a claim took in vain is held by nobody until a heartbeat says so."""

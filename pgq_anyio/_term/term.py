@@ -90,6 +90,8 @@ class Term:
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
             on_idle=self.drain.bell.ring,
+            others=self.news.others,
+            on_looked=self.news.on_looked,
             stop=worker.stop,
         )
         limited_shield = ClaimShield(patience, longest)

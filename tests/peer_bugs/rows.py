@@ -103,7 +103,7 @@ ROWS: Final = (
     ),
     _row(
         "every worker wakes for every enqueue",
-        "worker/test_idle::test_ten_idle_workers_and_one_enqueue_a_second",
+        "worker/test_many_workers::test_ten_idle_workers_and_one_enqueue_a_second",
         "client/test_enqueue::test_only_sleepers_are_notified",
         "peer_bugs/test_wakes::test_fifty_idle_workers",
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from functools import partial
 from typing import Any, Final
 
@@ -42,9 +41,6 @@ async def test_fifty_idle_workers(server_dsn: str) -> None:
                 while (row := observer.execute(text).fetchone()) is None or row[0] != expected:  # noqa: ASYNC110
                     await anyio.sleep(0.02)
 
-        def count(since: int) -> Counter[str]:
-            return Counter(name or role for role, name in server.statements(since))
-
         async with PsycopgDriver(server.dsn) as driver, anyio.create_task_group() as tasks:
             queries = Queries(driver, schema=SCHEMA)
             for name in names:
@@ -58,7 +54,7 @@ async def test_fifty_idle_workers(server_dsn: str) -> None:
                 await queries.enqueue("fetch")
                 await wait_for("select count(*) from {schema}.finished", number)
                 await anyio.sleep(0.5)  # who has been woken in vain says so within this time
-            counts = count(since)
+            counts = server.count_statements(since)
             tasks.cancel_scope.cancel()
         observer.close()
     assert ENQUEUES == len(started) == counts.pop("finish_jobs")

@@ -61,6 +61,8 @@ def make_claimer(room: int) -> tuple[Claimer, int]:
         batch_size=100,
         poll_interval=30.0,
         on_idle=lambda: None,
+        others=list,
+        on_looked=nothing,
         stop=Stop(),
     )
     return claimer, holdings.open_claim(SLOTS - room)

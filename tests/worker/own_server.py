@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ OPTIONS = {
     "log_line_prefix": "[%a] ",
     "log_statement": "all",
 }
-_STATEMENT = re.compile(r"^\[pgq_anyio (\w+)\] LOG:  (?:statement|execute ([^:]*?)(?:_\d+_\w+)?): ", re.MULTILINE)
+_STATEMENT = re.compile(r"^\[pgq_anyio ([\w ]+)\] LOG:  (?:statement|execute ([^:]*?)(?:_\d+_\w+)?): ", re.MULTILINE)
 
 
 @attrs.define(eq=False)
@@ -89,11 +90,12 @@ class OwnServer:
             file.seek(since)
             return text.encode() in file.read()
 
-    def statements(self, since: int = 0) -> list[tuple[str, str]]:
-        """Role and name of each statement that workers have sent, from a position of the log on."""
+    def count_statements(self, since: int) -> Counter[str]:
+        """How often workers have sent each statement, from a position of the log on: by its name, or else its role."""
         with self.log.open("rb") as file:
             file.seek(since)
-            return _STATEMENT.findall(file.read().decode(errors="replace"))
+            found = _STATEMENT.findall(file.read().decode(errors="replace"))
+        return Counter(name or role for role, name in found)
 
 
 @contextmanager

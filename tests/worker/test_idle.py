@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import anyio
 import psycopg
 import pytest
-from anyio.abc import TaskGroup
 from psycopg import sql
 
 from pgq_anyio import Job, JobId, PgQueuer, PsycopgDriver, Queries, SyncQueries
@@ -26,6 +23,10 @@ from tests.bounds import BUSY, Within
 from tests.worker.own_server import OwnServer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
+
+
+async def nothing(job: Job) -> None:
+    """A handler."""
 
 
 class Producer:
@@ -88,10 +89,10 @@ def own_producer(own_server: OwnServer, empty_schema: str) -> Iterator[Producer]
         yield Producer(connection, empty_schema)
 
 
-def make_app(dsn: str, schema: str, producer: Producer | None = None) -> PgQueuer:
+def make_app(dsn: str, schema: str, producer: Producer | None = None, **limits: Any) -> PgQueuer:
     app = PgQueuer(dsn, schema=schema)
 
-    @app.entrypoint("fetch")
+    @app.entrypoint("fetch", **limits)
     async def fetch(job: Job) -> None:
         if producer is not None:
             producer.started(job)
@@ -100,6 +101,8 @@ def make_app(dsn: str, schema: str, producer: Producer | None = None) -> PgQueue
 
 
 ASLEEP = "select bool_and(sleeping) from {schema}.worker"
+#: As ASLEEP, for names with limits.
+DOZING = "select bool_and(dozing <> '{{}}') from {schema}.worker"
 LISTENER = "select pid from pg_stat_activity where application_name = 'pgq_anyio listen' and query like 'listen%'"
 
 
@@ -190,8 +193,9 @@ async def test_a_listener_that_was_killed_listens_again(
 
 
 @pytest.mark.promise(6)
+@pytest.mark.parametrize("limit", [0, 5], ids=["unlimited", "limited"])
 async def test_jobs_are_found_without_any_notification(
-    dsn: str, schema: str, producer: Producer, monkeypatch: pytest.MonkeyPatch, within: Within
+    dsn: str, schema: str, producer: Producer, monkeypatch: pytest.MonkeyPatch, within: Within, limit: int
 ) -> None:
     """LISTEN succeeds and has no effect, as behind a transaction pooler: within the poll interval."""
 
@@ -200,26 +204,33 @@ async def test_jobs_are_found_without_any_notification(
 
     monkeypatch.setattr(listener, "subscribe", listen_in_vain)
     poll = 1.0
-    async with running_worker(make_app(dsn, schema, producer), dequeue_timeout=poll, lease=3):
-        await producer.wait_for(ASLEEP)
+    app = make_app(dsn, schema, producer, concurrency_limit=limit)
+    async with running_worker(app, dequeue_timeout=poll, lease=3):
+        await producer.wait_for(DOZING if limit else ASLEEP)
         for _ in range(6):
             await producer.delay(within=within(poll + 0.5))
             await anyio.sleep(0.4)
 
 
-def count(server: OwnServer, since: int) -> Counter[str]:
-    return Counter(name or role for role, name in server.statements(since))
-
-
 @pytest.mark.promise(4, 48)
-@pytest.mark.parametrize("foreign", [0, 10_000])
+@pytest.mark.parametrize(
+    ("names", "asks", "foreign"),
+    [
+        ("unlimited", "claim_sweep", 0),
+        ("unlimited", "claim_sweep", 10_000),
+        ("limited", "look_queued", 10_000),
+        ("both", "look_queued", 10_000),
+    ],
+)
 async def test_an_idle_worker_asks_once_per_heartbeat_and_poll(
-    own_server: OwnServer, empty_schema: str, own_producer: Producer, foreign: int
+    own_server: OwnServer, empty_schema: str, own_producer: Producer, names: str, asks: str, foreign: int
 ) -> None:
-    """After two seconds of idling; schedules do not change that, nor do jobs of names that it does not serve, those
-    that are there and those that are enqueued meanwhile.
+    """After two seconds of idling; schedules do not change that, nor limits, nor do jobs of names that it does not
+    serve, those that are there and those that are enqueued meanwhile.
     """
-    app = make_app(own_server.dsn, empty_schema)
+    app = make_app(own_server.dsn, empty_schema, concurrency_limit=1 if names == "limited" else 0)
+    if names == "both":
+        app.entrypoint("one", serialized_dispatch=True)(nothing)
 
     @app.schedule("yearly", "0 0 1 1 *")
     async def yearly(schedule: object) -> None:
@@ -228,19 +239,19 @@ async def test_an_idle_worker_asks_once_per_heartbeat_and_poll(
     lease, poll = 3.0, 2.5
     async with running_worker(app, lease=lease, dequeue_timeout=poll):
         own_producer.value(f"select count({{schema}}.enqueue('foreign')) from generate_series(1, {foreign})")
-        await own_producer.wait_quiet()
-        await anyio.sleep(1)
+        await own_producer.wait_for(DOZING if names == "limited" else ASLEEP)
+        await anyio.sleep(2.5)
         began_at, since = time.monotonic(), own_server.log.stat().st_size
         for _ in range(6):
             if foreign:
                 own_producer.value("select {schema}.enqueue('foreign')")
             await anyio.sleep(1)
-        counts = count(own_server, since)
+        counts = own_server.count_statements(since)
         idle = time.monotonic() - began_at
-    assert {"beat_worker", "claim_sweep"} == set(counts)
+    assert {"beat_worker", asks} == set(counts)
     # A busy machine may make fewer of them than would be due, and never more.
     assert counts["beat_worker"] <= idle / (lease / 3 * 0.9) + 1
-    assert counts["claim_sweep"] <= idle / poll + 1
+    assert counts[asks] <= idle / (poll * 0.9) + 1
 
 
 @pytest.mark.promise(48)
@@ -256,31 +267,6 @@ async def test_a_rare_heart_does_not_watch_a_frequent_one_closely(
         await anyio.sleep(2)
         since = own_server.log.stat().st_size
         await anyio.sleep(4)  # the next heartbeat of the rare one is more than six seconds after its first
-        counts = count(own_server, since)
+        counts = own_server.count_statements(since)
     assert counts["rescue_jobs"] <= 2
     assert counts["beat_worker"] >= 4
-
-
-@pytest.mark.promise(48)
-async def test_ten_idle_workers_and_one_enqueue_a_second(
-    own_server: OwnServer, empty_schema: str, own_producer: Producer
-) -> None:
-    """Below 50 statements a second together. Peer's bug: every worker wakes for every enqueue."""
-    seconds = 6
-
-    async def start(app: PgQueuer, tasks: TaskGroup) -> None:
-        await tasks.start(partial(app.run))
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(10):
-            await start(make_app(own_server.dsn, empty_schema, own_producer), tasks)
-        await own_producer.wait_for(ASLEEP)
-        await anyio.sleep(2)
-        since = own_server.log.stat().st_size
-        for _ in range(seconds):
-            await own_producer.delay(within=5)
-            await anyio.sleep(1)
-        counts = count(own_server, since)
-        tasks.cancel_scope.cancel()
-    assert seconds == counts["finish_jobs"]
-    assert counts.total() < 50 * seconds

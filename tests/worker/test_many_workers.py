@@ -1,9 +1,11 @@
-"""Many worker processes on one queue: each job runs once, work is shared, and a cancel misses nothing."""
+"""Many worker processes on one queue: each job runs once, work is shared, no cancel is missed, and idling is cheap."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from pgq_anyio import JobId, JobStatus, SyncQueries
 from tests.worker.away import Journal
 from tests.worker.fleet import BACKENDS, Fleet, WorkerProcess, wait_until
+from tests.worker.own_server import OwnServer
 
 pytestmark = pytest.mark.heavy
 
@@ -96,3 +99,24 @@ def test_five_thousand_ids_in_one_call_while_workers_run_them(fleet: Fleet, jour
     never = {row[0] for row in fleet.rows("select job_id from {schema}.finished where worker_id is null")}
     assert never
     assert not never & set(started)
+
+
+@pytest.mark.promise(48)
+@BACKENDS
+def test_ten_idle_workers_and_one_enqueue_a_second(
+    own_server: OwnServer, own_fleet: Fleet, journal: Journal, backend: str
+) -> None:
+    """Below 50 statements a second together. Peer's bug: every worker wakes for every enqueue."""
+    seconds = 6
+    start(own_fleet, backend, 10)
+    wait_until(lambda: own_fleet.value("select bool_and(sleeping) from {schema}.worker"))
+    time.sleep(2)  # what is promised begins after the first two seconds of idling
+    since = own_server.log.stat().st_size
+    for _ in range(seconds):
+        (job_id,) = own_fleet.enqueue("short", b"0")
+        wait_until(partial(journal.find, job_id, "end"))
+        time.sleep(1)  # the rate of the enqueues
+    wait_until(lambda: seconds == count_ended(own_fleet))
+    counts = own_server.count_statements(since)
+    assert seconds == counts["finish_jobs"]
+    assert counts.total() < 50 * seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -129,6 +129,18 @@ class LimitedClaimer:
                 one.freed = True
                 one.wake()
                 self._ring()
+
+    def looked(self, found: Container[str]) -> None:
+        """Somebody has looked for jobs of all names: those that rest need no look of their own for a while.
+
+        :param found: names that have jobs
+        """
+        now = anyio.current_time()
+        for one in self.names.values():
+            if one.resting and one.name in found:
+                self.wake(one.name)
+            elif one.resting:
+                one.ready_at = now + self.poll_interval
 
     def _ring(self) -> None:
         """Wake this claimer, and let the other one wait for it: both may have been woken by one transaction."""

@@ -85,6 +85,13 @@ select pg_catalog.count(*) from (
         )
 ) as woken
 
+-- name: look_queued
+-- Which of these names have jobs that wait.
+select array(
+    select n.name from unnest(%(entrypoints)s::text[]) as n (name)
+    where exists (select from {schema}.queued q where q.entrypoint = n.name)
+)
+
 -- name: claim_sweep
 -- Every lane of the names from its start, in one order: priority, then seq.
 -- Candidates are read without locks and merged; only then are the first of them locked, in that order, and those that
