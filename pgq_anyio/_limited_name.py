@@ -1,4 +1,6 @@
-"""When a worker asks for the jobs of a limited name again: decided by what the last claim said, and by news since."""
+"""When a worker asks for the jobs of a name again that has limits, or needs processes: decided by what the last claim
+said, and by news since.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,13 @@ LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
 
 @attrs.define(eq=False)
 class LimitedName:
-    """What a worker knows of one limited name. All times are those of the event loop's clock."""
+    """What a worker knows of one such name. All times are those of the event loop's clock."""
 
     name: str
+    #: whether the fleet limits it
+    is_limited: bool = True
+    #: whether its handlers run in processes
+    in_process: bool = False
     #: where to look first
     hints: Hints | StrictHints = attrs.field(default=attrs.Factory(lambda self: Hints((self.name,)), takes_self=True))
     #: when it is to be asked for

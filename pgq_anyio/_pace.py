@@ -32,10 +32,13 @@ FEWEST: Final = 5
 class Pace:
     """What a claimer knows of how fast its jobs end."""
 
+    #: see above
+    shortest_moment: float = SHORTEST_MOMENT
+    fewest: int = FEWEST
     _looked_at: float = attrs.field(default=-math.inf, init=False)
     _ended: int = attrs.field(default=0, init=False)
     _per_second: float = attrs.field(default=0.0, init=False)
-    _moment: float = attrs.field(default=SHORTEST_MOMENT, init=False)
+    _moment: float = attrs.field(default=attrs.Factory(lambda self: self.shortest_moment, takes_self=True), init=False)
 
     def look(self, now: float, ended: int, took: float) -> None:
         """Take in how far the jobs have come: half of what is known comes from the last look.
@@ -46,7 +49,7 @@ class Pace:
         :param ended: how many jobs have ended so far
         :param took: how long a claim takes (in seconds)
         """
-        self._moment = min(max(took * TRIPS, SHORTEST_MOMENT), LONGEST_MOMENT)
+        self._moment = min(max(took * TRIPS, self.shortest_moment), LONGEST_MOMENT)
         elapsed = now - self._looked_at
         if elapsed >= self._moment:
             self._per_second = (self._per_second + (ended - self._ended) / elapsed) / 2
@@ -58,7 +61,7 @@ class Pace:
         :param most: the largest answer
         """
         count = min(int(self._per_second * self._moment), most)
-        return count if count >= FEWEST else 0
+        return count if count >= self.fewest else 0
 
     def forget(self) -> None:
         """What was held ahead did not start in time: begin anew."""

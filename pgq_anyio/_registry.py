@@ -134,6 +134,10 @@ class Registry:
         entries: list[Entrypoint | ScheduleEntry] = [*self.entrypoints.values(), *self.schedules.values()]
         return [entry.executor for entry in entries]
 
+    def names_in_process(self) -> frozenset[str]:
+        """The entrypoints whose handlers run in processes."""
+        return frozenset(name for name, e in self.entrypoints.items() if e.executor.kind is HandlerKind.PROCESS)
+
     def shortest_timeout(self) -> float:
         """The shortest ``timeout`` of all entrypoints (in seconds); infinite if there is none."""
         return min((e.timeout for e in self.entrypoints.values() if e.timeout is not None), default=math.inf)

@@ -7,8 +7,9 @@ the child gets SIGTERM, and SIGKILL after ``cancel_grace``; the job's task lives
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from .._context import Context
 from .._errors import ConfigurationError
@@ -17,6 +18,9 @@ from ._base import AbstractEntrypointExecutor
 from ._process import check_importable
 
 logger = logging.getLogger("pgq_anyio.processes")
+
+#: A job that was claimed for a child and does not get one within this time goes back into the queue (in seconds).
+LONGEST_WAIT: Final = 0.3
 
 
 class ProcessExecutor(AbstractEntrypointExecutor):
@@ -41,13 +45,18 @@ class ProcessExecutor(AbstractEntrypointExecutor):
         check_importable(self.parameters.func, bound=True)
 
     async def execute(self, job: Any, context: Context) -> object:
-        """Run the handler in a child, as soon as one is free, and wait for its end, whatever is cancelled meanwhile."""
+        """Run the handler in a child, as soon as one is free, and wait for its end, whatever is cancelled meanwhile.
+
+        A job that waits too long for a child is given back: another worker may have one. A run of a schedule is not.
+        """
         tools = context.tools
         context.follow_process()
         return await tools.process_pool.run(
             self._target,
             (job,),
             waiting=context.waiting(),
+            patience=math.inf if context.job is None else LONGEST_WAIT,
+            on_impatient=context.end_wait,
             cancel_grace=tools.cancel_grace,
             on_overdue=partial(self._tell_overdue, context, tools.cancel_grace),
         )

@@ -85,6 +85,8 @@ class Claimer:
     shield: ClaimShield
     #: starts the jobs of one claim; never waits
     start_jobs: Callable[[Sequence[Job], int], None]
+    #: whether jobs wait that may start as soon as one of ours ends: what is held ahead would overtake them
+    keeps_back: Callable[[], bool]
     #: rung when there may be work
     bell: Doorbell
     #: rung when a slot becomes free
@@ -133,7 +135,7 @@ class Claimer:
     def look_ahead(self) -> None:
         """Decide how many jobs to hold beyond those that run."""
         self.pace.look(anyio.current_time(), self.holdings.ended, self.took)
-        self.holdings.ahead = self.pace.ahead(TRIPS * self.batch_size)
+        self.holdings.ahead = 0 if self.keeps_back() else self.pace.ahead(TRIPS * self.batch_size)
 
     def claim_no_more_ahead(self) -> None:
         """Jobs that were claimed ahead did not start in time."""

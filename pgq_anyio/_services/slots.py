@@ -18,7 +18,9 @@ them a second out of 15,000, and taking jobs together 30,000 (uvloop; 8,300 and 
 - No more jobs run at once than the worker has slots. Those that were claimed ahead start as slots become free, higher
   priorities first; what has waited for ``LONGEST_WAIT`` goes back into the queue, for a worker that has a slot.
 - Locks and the like belong to the task. A handler that depends on a task of its own is registered with
-  ``own_task=True``; threads and processes are always waited for, so that nothing is gained by stepping them.
+  ``own_task=True``; threads are always waited for, so that nothing is gained by stepping them.
+- First steps are made in the order of the jobs, which trio does not promise of tasks that are started together. Jobs in
+  processes that were claimed ahead wait for their process in this order.
 - A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job.
 - ``cr_frame`` and ``cr_await`` of what a slot awaits are the job's: dumps of a waiting task show the handler's stack.
 """
@@ -260,7 +262,7 @@ def _is_as_new(scope: CancelScope) -> bool:
 
 
 def _shares_a_task(run: Run) -> bool:
-    return not run.entrypoint.own_task and run.entrypoint.executor.kind is HandlerKind.ASYNC
+    return not run.entrypoint.own_task and run.entrypoint.executor.kind is not HandlerKind.THREAD
 
 
 def _name(run: Run) -> str:

@@ -7,7 +7,7 @@ is the only way into ``running``, so no way out of it (an outcome, a rescue, a g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -104,22 +104,35 @@ async def claim_limited(
     claim_no: int,
     limit: int,
     reach: int,
+    unlimited: Collection[str] = (),
+    in_process: Collection[str] = (),
+    processes: int = 0,
+    processes_free: int = 0,
     others: Scan = NOWHERE,
 ) -> LimitedClaim:
     """Claim jobs of limited names, within their limits, and of others, in one order.
 
+    :param unlimited: names of the scan that have no limits in the database
+    :param in_process: names of the scan whose handlers run in processes
+    :param processes: the most jobs of these, in all
+    :param processes_free: the most jobs of one of them that has limits
     :param others: where jobs of names without limits are
     :param limit: the most jobs in all
     :param reach: rows looked at per row wanted, for names that are not serialized
     """
     lanes = scan.lanes
+    limited = [name not in unlimited for name in scan.entrypoints]
     _, rows = await batch(
         conn,
-        (store.statement("try_lock_limits"), {"entrypoints": scan.entrypoints}),
+        (store.statement("try_lock_limits"), {"entrypoints": scan.entrypoints, "limited": limited}),
         (
             store.statement("claim_limited"),
             {
                 "entrypoints": scan.entrypoints,
+                "limited": limited,
+                "in_process": [name in in_process for name in scan.entrypoints],
+                "processes": processes,
+                "processes_free": processes_free,
                 "lane_entrypoints": lanes.entrypoints,
                 "priorities": lanes.priorities,
                 "seqs": lanes.seqs,

@@ -6,17 +6,18 @@ import math
 from collections.abc import Sequence
 from datetime import UTC
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 from anyio import CapacityLimiter
 from anyio.abc import TaskGroup
 
 from .._context import Context, ExecutionTools
+from .._executors import ProcessPool
 from .._holdings import Run
-from .._lifecycle import GIVEN_BACK, Outcome
+from .._lifecycle import GIVEN_BACK, UNSTARTED_GIVEN_BACK, Outcome
 from .._models import Held, Job, Schedule
-from .._registry import ScheduleEntry
+from .._registry import HandlerKind, ScheduleEntry
 from .._scheduled import ScheduledRun
 from .._services.runner import run_job, run_schedule, unstarted_outcome
 from .._services.slots import Slots
@@ -36,9 +37,10 @@ class Handlers:
     _slots: Slots | None = attrs.field(default=None, init=False)
     _schedule_threads: CapacityLimiter = attrs.field(factory=lambda: CapacityLimiter(math.inf), init=False)
 
-    def open_tools(self, process_pool: Any) -> None:
+    def open_tools(self, process_pool: ProcessPool | None) -> None:
         """Set what executors run handlers with."""
         settings = self.term.worker.settings
+        self.term.processes.size = 0 if process_pool is None else process_pool.max_workers
         self._tools = ExecutionTools(CapacityLimiter(settings.max_concurrency), process_pool, settings.cancel_grace)
 
     def open(self, tasks: TaskGroup) -> None:
@@ -69,8 +71,11 @@ class Handlers:
                 tools=self._tools,
                 outer=term.outer,
             )
-            run = Run(Held(job, term.worker_id, claim_no), entrypoint, context, job.entrypoint in limited)
+            is_limited = job.entrypoint in limited and limited[job.entrypoint].is_limited
+            run = Run(Held(job, term.worker_id, claim_no), entrypoint, context, is_limited)
             term.holdings.add(run)
+            if entrypoint.executor.kind is HandlerKind.PROCESS:
+                term.processes.take()
             if worker.stop.requested:
                 self._end_job(run, unstarted_outcome(context))
             else:
@@ -81,6 +86,8 @@ class Handlers:
 
     def _end_job(self, run: Run, outcome: Outcome) -> None:
         self.term.holdings.handler_ended(run)
+        if run.entrypoint.executor.kind is HandlerKind.PROCESS:
+            self.term.processes.give_back(started=outcome is not UNSTARTED_GIVEN_BACK)
         self.term.worker.endings.put(run.held, outcome, urgent=run.is_limited)
         if self._slots is not None:
             self._slots.go_on()
@@ -107,6 +114,8 @@ class Handlers:
         )
         run = ScheduledRun(held, entry, schedule, context)
         term.scheduler.add(run)
+        if entry.executor.kind is HandlerKind.PROCESS:
+            term.processes.take()
         if worker.stop.requested:
             self._end_scheduled(run, GIVEN_BACK)
         else:
@@ -115,6 +124,8 @@ class Handlers:
 
     def _end_scheduled(self, run: ScheduledRun, outcome: Outcome) -> None:
         self.term.scheduler.handler_ended(run)
+        if run.entry.executor.kind is HandlerKind.PROCESS:
+            self.term.processes.give_back(started=True)
         self.term.worker.endings.put(run.held, outcome)
 
     @property

@@ -94,6 +94,10 @@ class News:
         self.term.claimer.room.ring()
         self.term.limited.room.ring()
 
+    def keeps_back(self) -> bool:
+        """Whether jobs wait for nothing but a process."""
+        return self.term.limited.waits_for_process()
+
     def others(self) -> Collection[str]:
         """The names of the claimer of limited names."""
         return self.term.limited.names
@@ -101,6 +105,10 @@ class News:
     def on_looked(self, found: frozenset[str]) -> None:
         """The other claimer has looked for their jobs too."""
         self.term.limited.looked(found)
+
+    def on_process_free(self) -> None:
+        """A process has no handler any more."""
+        self.term.limited.process_freed()
 
     def on_lost_claim(self) -> None:
         """What a claim took in vain is held by nobody until a heartbeat says so."""

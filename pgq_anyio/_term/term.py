@@ -15,6 +15,7 @@ from .._doorbell import Doorbell
 from .._hints import Hints
 from .._holdings import Holdings
 from .._lease import Lease
+from .._process_room import ProcessRoom
 from .._services.claimer import Claimer
 from .._services.drain import Drain
 from .._services.heartbeat import Heart
@@ -59,6 +60,7 @@ class Term:
             on_lost_claim=self.news.on_lost_claim,
             on_cancelled=self.news.on_cancelled,
         )
+        self.processes = ProcessRoom(self.news.on_process_free)
         self.overdue = OverdueWatch(
             line=self.lines.dispatch,
             store=store,
@@ -85,6 +87,7 @@ class Term:
             hints=Hints(self.entrypoints),
             shield=ClaimShield(patience, longest),
             start_jobs=self.handlers.start_jobs,
+            keeps_back=self.news.keeps_back,
             bell=Doorbell(),
             room=Doorbell(),
             batch_size=settings.batch_size,
@@ -100,6 +103,8 @@ class Term:
             store=store,
             worker_id=self.worker_id,
             registered={name: entrypoint.limits for name, entrypoint in registry.entrypoints.items()},
+            in_process=registry.names_in_process(),
+            processes=self.processes,
             holdings=self.holdings,
             shield=limited_shield.open,
             on_answer=lambda in_time: limited_shield.answered(in_time=in_time),

@@ -185,6 +185,12 @@ def hold_a_job(job: Job) -> None:
     wait_for_file(path + ".go")
 
 
+def hold_for_a_run(schedule: Schedule) -> None:
+    """As ``hold_a_job``."""
+    tell(schedule.name)
+    wait_for_file(schedule.name + ".go")
+
+
 def take_a_while(job: Job) -> None:
     write_pid_of_a_job(job)
     time.sleep(1.5)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
+from pgq_anyio import Job, JobId
 from pgq_anyio._errors import ConfigurationError
 from pgq_anyio._executors._process import ProcessDied, ProcessPool, RemoteError
 from tests.executors import process_handlers
-from tests.executors.processes import is_gone, wait_until
+from tests.executors.processes import is_gone, wait_for_pid, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -192,6 +194,26 @@ async def test_more_calls_than_workers() -> None:
             group.start_soon(call, number)
     assert {number: number for number in range(50)} == answers
     assert 1 <= len(pids) <= 4
+
+
+async def test_a_call_that_waits_for_too_long(tmp_path: Path) -> None:
+    """It says so once, and goes on waiting; a call that need not wait says nothing."""
+    said: list[str] = []
+
+    async def call(name: str) -> None:
+        path = str(tmp_path / name)
+        job = Job(JobId(1), "hold", path.encode(), 0, 1, 0, datetime.now(UTC))
+        await worker.run(H + "hold_a_job", (job,), patience=0.01, on_impatient=lambda: said.append(name))
+
+    async with ProcessPool(1) as worker, anyio.create_task_group() as tasks:
+        tasks.start_soon(call, "first")
+        await wait_for_pid(tmp_path / "first")
+        tasks.start_soon(call, "second")
+        await wait_until(lambda: bool(said))
+        (tmp_path / "first.go").touch()
+        (tmp_path / "second.go").touch()
+    assert ["second"] == said
+    assert (tmp_path / "second").exists()
 
 
 async def test_overhead(pool: ProcessPool, figures: bool) -> None:

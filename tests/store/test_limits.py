@@ -108,6 +108,48 @@ async def say_goodbye(conn: Connection, store: Store, held: Held) -> object:
     return given_back
 
 
+@pytest.mark.promise(16)
+async def test_names_that_need_processes(conn: Connection, connect: Connect, store: Store) -> None:
+    """Of all of them together no more are taken than there is room for, by priority; one that has limits besides gets
+    no job ahead of its process. Those without limits need no lock, and none for a worker that has to read new limits.
+    """
+    names = ["fetch", "plain", "plainer"]
+    await add_worker(conn, store, WORKER, names)
+    await define_limits(
+        conn, store, worker_id=WORKER, name="worker", entrypoints=names, limits={"fetch": Limits(concurrency_limit=5)}
+    )
+    for priority, name in enumerate(names * 2):
+        await add_jobs(conn, store, name=name, priorities=[priority])
+    other = await connect()
+
+    async def take_in_processes(claim_no: int, room: int, free: int) -> list[tuple[str, int]]:
+        answer = await claim_limited(
+            conn,
+            store,
+            Scan.over(dict.fromkeys(names)),
+            worker_id=WORKER,
+            claim_no=claim_no,
+            limit=100,
+            reach=1,
+            unlimited=names[1:],
+            in_process=names,
+            processes=room,
+            processes_free=free,
+        )
+        return [(job.entrypoint, job.priority) for job, _ in answer.jobs]
+
+    assert [("plainer", 5)] == await take_in_processes(1, 1, 1)
+    assert [("plain", 4)] == await take_in_processes(2, 2, 1), "the second in line has limits, and no process"
+    assert [("fetch", 3), ("plainer", 2)] == await take_in_processes(3, 2, 2)
+    async with other.transaction():
+        await store.statement("try_lock_limits").fetch(other, entrypoints=names, limited=[True, True, True])
+        assert [("plain", 1)] == await take_in_processes(4, 2, 2)
+    await add_jobs(conn, store, name="plain")
+    await rows(conn, store, "update {schema}.worker set outdated = true returning 1")
+    assert [("fetch", 0)] == await take_in_processes(5, 9, 9)
+    assert [] == await take_in_processes(6, 9, 9)
+
+
 EXITS: dict[str, Leave] = {
     "success": lambda c, s, h: finish_jobs(c, s, [h]),
     "failure": lambda c, s, h: settle(c, s, h, Failed(ErrorText("E", "m", None))),
@@ -163,7 +205,7 @@ async def test_a_lock_that_another_holds_is_not_waited_for(conn: Connection, con
     (job_id,) = await add_jobs(conn, store, 1, name="other")
     holder = await connect()
     async with holder.transaction():
-        await store.statement("try_lock_limits").fetch(holder, entrypoints=["fetch"])
+        await store.statement("try_lock_limits").fetch(holder, entrypoints=["fetch"], limited=[True])
         with anyio.fail_after(5):
             answer = await claim_limited(
                 conn, store, Scan.over({"fetch": None, "other": None}), worker_id=WORKER, claim_no=1, limit=9, reach=1

@@ -56,6 +56,7 @@ def make_claimer(room: int) -> tuple[Claimer, int]:
         hints=Hints(("fetch",)),
         shield=ClaimShield(),
         start_jobs=nothing,
+        keeps_back=lambda: False,
         bell=Doorbell(),
         room=Doorbell(),
         batch_size=100,

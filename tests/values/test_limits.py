@@ -141,7 +141,7 @@ def test_what_lies_left_of_the_hints_is_looked_at_before_the_rest() -> None:
     hints = Hints(("fetch",))
     hints.learn([(Job(JobId(1), "fetch", None, 0, 1, 0, datetime.now(UTC)), 5)])
     hints.swept(0.0, 100.0)
-    one = LimitedName("fetch", hints)
+    one = LimitedName("fetch", hints=hints)
     assert hints.lanes(100.0) is not None
     answer(one, swept=False)
     assert 100.0 == one.ready_at

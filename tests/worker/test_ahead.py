@@ -30,7 +30,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def wait_states(queries: Queries, ids: Sequence[JobId], **states: int) -> None:
     """Wait until so many jobs are in these states, and none in others."""
-    expected = {JobStatus(state): count for state, count in states.items()}
+    expected = Counter({JobStatus(state): count for state, count in states.items()})
     while Counter((await queries.job_status(ids)).values()) != expected:  # noqa: ASYNC110  (the database tells no event)
         await anyio.sleep(0.01)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -26,6 +29,16 @@ def start(fleet: Fleet, backend: str, number: int, **options: Any) -> list[Worke
     for worker in workers:
         wait_until(worker.is_registered, what="the worker is registered")
     return workers
+
+
+@pytest.fixture
+def processes() -> Iterator[int]:
+    """How many processes for handlers each worker has that is started in the test."""
+    usable = os.sched_getaffinity(0)
+    given = sorted(usable)[:2]
+    os.sched_setaffinity(0, given)
+    yield len(given)
+    os.sched_setaffinity(0, usable)
 
 
 def count_ended(fleet: Fleet) -> int:
@@ -66,6 +79,25 @@ def test_two_workers_share_a_small_backlog_of_long_jobs(fleet: Fleet, journal: J
         assert [ids[0]] == queries.mark_job_as_cancelled([JobId(ids[0])])
     wait_until(lambda: journal.events(ids[6]))
     assert ids[7:] == [row[0] for row in fleet.rows("select job_id from {schema}.queued order by seq")]
+
+
+@pytest.mark.promise(16)
+@BACKENDS
+def test_two_workers_share_a_small_backlog_of_jobs_in_processes(
+    fleet: Fleet, journal: Journal, backend: str, processes: int
+) -> None:
+    """Neither holds more than it has processes for, however many slots it has."""
+    workers = start(fleet, backend, 2, shutdown_grace=0)
+    ids = fleet.enqueue("process", times=3 * processes)
+    wait_until(lambda: 2 * processes == sum(bool(journal.events(one)) for one in ids))
+    by_owner = fleet.rows("select worker_id, count(*) from {schema}.running group by 1")
+    assert [processes, processes] == [number for _, number in by_owner]
+    assert ids[2 * processes :] == [row[0] for row in fleet.rows("select job_id from {schema}.queued order by seq")]
+    # What the one gives back the other has no process for: it stays in the queue.
+    workers[0].signal(signal.SIGTERM)
+    assert 0 == workers[0].wait()
+    assert processes == fleet.value("select count(*) from {schema}.running")
+    assert 2 * processes == fleet.value("select count(*) from {schema}.queued")
 
 
 @pytest.mark.promise(24)

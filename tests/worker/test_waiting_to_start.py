@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, ProcessExecutor,
 from pgq_anyio import _worker as worker_module
 from pgq_anyio._context import ExecutionTools, OuterScopes
 from pgq_anyio._db import Connection
-from pgq_anyio._executors import ProcessPool
+from pgq_anyio._executors import ProcessPool, _processes
 from pgq_anyio.testing import drain, running_worker
 from tests.executors import process_handlers
 from tests.executors.processes import is_gone, wait_for_pid, wait_until
@@ -27,10 +27,22 @@ from tests.worker.test_cancel import wait_status
 pytestmark = pytest.mark.anyio
 
 
+class ShortOfChildren(ProcessPool):
+    """There is one process, and more jobs are claimed, as if they would end in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    @property
+    def max_workers(self) -> int:
+        return 10
+
+
 @pytest.fixture(autouse=True)
 def one_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is one process for all."""
-    monkeypatch.setattr(worker_module, "ProcessPool", partial(ProcessPool, 1))
+    """Jobs wait for the only process until it is free."""
+    monkeypatch.setattr(worker_module, "ProcessPool", ShortOfChildren)
+    monkeypatch.setattr(_processes, "LONGEST_WAIT", math.inf)
 
 
 @pytest.fixture

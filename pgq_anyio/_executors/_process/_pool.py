@@ -10,6 +10,7 @@ worker's first SIGTERM, and their handlers with them: use ``KillMode=mixed``.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from contextlib import ExitStack, nullcontext
@@ -54,6 +55,11 @@ class ProcessPool:
         self._slots: anyio.Semaphore | None = None
         self._opened_by = 0
 
+    @property
+    def max_workers(self) -> int:
+        """How many children there are at most."""
+        return self._max_workers
+
     async def __aenter__(self) -> Self:
         if is_child():
             raise RuntimeError(
@@ -85,6 +91,8 @@ class ProcessPool:
         arguments: tuple[object, ...] = (),
         *,
         waiting: AbstractContextManager[None] | None = None,
+        patience: float = math.inf,
+        on_impatient: Callable[[], None] | None = None,
         cancel_grace: float = 5.0,
         on_overdue: Callable[[], None] | None = None,
     ) -> object:
@@ -98,6 +106,9 @@ class ProcessPool:
         :param target: what :func:`check_importable` returned for the function, sync or async
         :param arguments: positional arguments. They have to be picklable, and so has the result.
         :param waiting: entered for as long as the call waits for a free child, and for the start of a new one
+        :param patience: how long to wait for a free child without complaint (in seconds). Defaults to any time.
+        :param on_impatient: called after ``patience``, when no child has become free; the wait goes on, if this has not
+            cancelled it
         :param cancel_grace: time between SIGTERM and SIGKILL (in seconds). Defaults to 5.
         :param on_overdue: called if the child still runs after ``cancel_grace``, just before SIGKILL
         :return: what the function returned
@@ -115,8 +126,12 @@ class ProcessPool:
         request = pack_request(target, arguments)
         with ExitStack() as wait:
             wait.enter_context(waiting or nullcontext())
-            async with self._slots:
+            slots = self._slots
+            await _acquire(slots, patience, on_impatient)
+            try:
                 kind, body = await self._ask(target, request, wait.close, cancel_grace, on_overdue)
+            finally:
+                slots.release()
         return unpack_reply(target, kind, body, _load)
 
     async def _ask(
@@ -171,6 +186,15 @@ class ProcessPool:
             await child.end(0.0)
         else:
             self._idle.append(child)
+
+
+async def _acquire(slots: anyio.Semaphore, patience: float, on_impatient: Callable[[], None] | None) -> None:
+    with anyio.move_on_after(patience):
+        await slots.acquire()
+        return
+    if on_impatient is not None:
+        on_impatient()
+    await slots.acquire()
 
 
 def _load(data: bytes) -> Any:

@@ -16,8 +16,9 @@ from ..._doorbell import Doorbell
 from ..._hints import Hints
 from ..._holdings import Holdings
 from ..._limited_name import LimitedName
-from ..._limits import Limits
+from ..._limits import UNLIMITED, Limits
 from ..._models import Job
+from ..._process_room import ProcessRoom
 from ..._stop import Stop
 from ..._store._sql import Store
 from ..._store.limiter import Definition
@@ -38,6 +39,9 @@ class LimitedClaimer:
     worker_id: int
     #: all names that this worker serves, with the limits that it registered
     registered: Mapping[str, Limits]
+    #: those whose handlers run in processes, and how many more could start
+    in_process: frozenset[str]
+    processes: ProcessRoom
     holdings: Holdings
     #: opens the shielded scope of one claim
     shield: Callable[[], CancelScope]
@@ -92,12 +96,15 @@ class LimitedClaimer:
         self._definitions = {one.entrypoint: one for one in definitions}
         before = self.names
         self.names = {}
-        for name, one in self._definitions.items():
-            if not one.limits.is_limited:
+        for name in self.registered:
+            limits = self._definitions[name].limits if name in self._definitions else UNLIMITED
+            in_process = name in self.in_process
+            if not limits.is_limited and not in_process:
                 continue
             entry = self.names[name] = before.get(name) or LimitedName(name)
-            if one.limits.serialized != isinstance(entry.hints, StrictHints):
-                entry.hints = StrictHints(name) if one.limits.serialized else Hints((name,))
+            entry.is_limited, entry.in_process = limits.is_limited, in_process
+            if limits.serialized != isinstance(entry.hints, StrictHints):
+                entry.hints = StrictHints(name) if limits.serialized else Hints((name,))
             entry.wake()
         self._outdated = False
         self.on_names()
@@ -125,7 +132,7 @@ class LimitedClaimer:
         """Outcomes of our own jobs have been stored: their slots are free."""
         for name in names:
             one = self.names.get(name)
-            if one is not None:
+            if one is not None and one.is_limited:
                 one.freed = True
                 one.wake()
                 self._ring()
@@ -141,6 +148,11 @@ class LimitedClaimer:
                 self.wake(one.name)
             elif one.resting:
                 one.ready_at = now + self.poll_interval
+
+    def process_freed(self) -> None:
+        """A process of this worker has become free."""
+        if any(one.in_process for one in self.due()):
+            self._ring()
 
     def _ring(self) -> None:
         """Wake this claimer, and let the other one wait for it: both may have been woken by one transaction."""
@@ -158,10 +170,23 @@ class LimitedClaimer:
     def due(self) -> list[LimitedName]:
         """The names to ask for now. A poll is one for all names that rest: it costs one statement."""
         now = anyio.current_time()
-        due = [one for one in self.names.values() if one.ready_at <= now]
+        names = [one for one in self.names.values() if self.has_room_for(one)]
+        due = [one for one in names if one.ready_at <= now]
         if any(one.resting for one in due):
-            due = [one for one in self.names.values() if one.ready_at <= now or one.resting]
+            due = [one for one in names if one.ready_at <= now or one.resting]
         return due
+
+    def has_room_for(self, one: LimitedName) -> bool:
+        """Whether there is a process for a job of this name, if it needs one: without, it is not asked for."""
+        if not one.in_process:
+            return True
+        # One that is held ahead would take a slot or a token that another worker could use.
+        return (self.processes.free if one.is_limited else self.processes.room) > 0
+
+    def waits_for_process(self) -> bool:
+        """Whether there may be jobs that only wait for a process of this worker."""
+        now = anyio.current_time()
+        return any(one.ready_at <= now and not self.has_room_for(one) for one in self.names.values())
 
     def sleepers(self) -> frozenset[str]:
         """The names for which enqueuers have to notify this worker."""
@@ -170,7 +195,7 @@ class LimitedClaimer:
 
     async def wait_news(self) -> None:
         """Wait until a name is due."""
-        next_at = min((one.ready_at for one in self.names.values()), default=math.inf)
+        next_at = min((one.ready_at for one in self.names.values() if self.has_room_for(one)), default=math.inf)
         if math.isinf(next_at) and next_at > 0:
             await self._bell.wait()
         elif (pause := next_at - anyio.current_time()) > 0:

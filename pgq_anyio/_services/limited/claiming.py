@@ -46,6 +46,7 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
             for one in due:
                 one.woken = False
             started_at = anyio.current_time()
+            claimer.processes.look_ahead(started_at)
             hinted = {
                 one.name: one.hints.lanes(started_at) if isinstance(one.hints, Hints) else one.hints.lanes()
                 for one in due
@@ -62,6 +63,10 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 claim_no=number,
                 limit=limit,
                 reach=claimer.reach,
+                unlimited={one.name for one in due if not one.is_limited},
+                in_process=claimer.in_process,
+                processes=claimer.processes.room,
+                processes_free=claimer.processes.free,
                 others=others,
             )
             claimer.start_jobs([job for job, _ in claim.jobs], number)

@@ -42,7 +42,7 @@ def learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: f
             pause=answer.pause,
             got=len(jobs),
             swept=one.name in swept or isinstance(one.hints, StrictHints),
-            has_room=has_room,
+            has_room=has_room and claimer.has_room_for(one),
             poll_interval=claimer.poll_interval,
         )
         if answer.slots_left and not has_room and answer.candidates > len(jobs):

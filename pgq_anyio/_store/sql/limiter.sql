@@ -90,13 +90,15 @@ from {schema}.limiter l where l.entrypoint = any (%(entrypoints)s::text[]) order
 -- name: try_lock_limits
 -- In the statement before the one that counts, and in its transaction: the count has a snapshot that is younger than the
 -- lock, so it sees every claim that was made under it. In one statement a limit of 2 was seen to give 6.
+-- Names that only need a process are not limited by what other workers claim.
 select set_config(
     'pgq_anyio.locked',
     array(
-        select pg_try_advisory_xact_lock(
+        select not n.is_limited or pg_try_advisory_xact_lock(
             hashtextextended(n.name, hashtextextended('pgq_anyio limit in ' || {schema_name}, 0))
         )
-        from unnest(%(entrypoints)s::text[]) with ordinality as n (name, number) order by n.number
+        from unnest(%(entrypoints)s::text[], %(limited)s::boolean[]) with ordinality as n (name, is_limited, number)
+        order by n.number
     )::text,
     true
 )
@@ -110,15 +112,19 @@ select set_config(
 -- The rate is a clock of tokens (GCRA): tat is when the next job would start at an even pace. A job may start up to
 -- %(tolerance)s seconds before it, which makes up for wake-ups that come late. tat is never far ahead of the clock: the
 -- clock may have been set back.
+-- Jobs that need a process are no more than this worker has seats for, over all names; those of a name that has limits
+-- besides are none beyond its free processes. One that has no limits is looked at without its lock, as long as the worker
+-- knows all limits.
 -- Names without limits are looked at under the conditions of claim_sweep, and their jobs are taken in one order with
 -- those that the limits allow. Gaps are searched as far as lanes: what a short look leaves there would be passed by
 -- others. If others hold the first of them, nothing far behind is taken: there is more in between than was looked at.
 -- Rows: one per name asked for (no job id), then one per job.
 with asked as materialized (
-    select a.entrypoint, a.locked, clock_timestamp() as now
-    from unnest(%(entrypoints)s::text[], current_setting('pgq_anyio.locked')::boolean[]) as a (entrypoint, locked)
+    select a.entrypoint, a.is_limited, a.in_process, a.locked, clock_timestamp() as now
+    from unnest(%(entrypoints)s::text[], %(limited)s::boolean[], %(in_process)s::boolean[],
+        current_setting('pgq_anyio.locked')::boolean[]) as a (entrypoint, is_limited, in_process, locked)
 ), known as materialized (
-    select a.entrypoint, a.now, nullif(l.concurrency_limit, 0) as concurrency_limit, l.serialized,
+    select a.entrypoint, case when a.in_process then %(processes_free)s::integer end as seats, a.now, nullif(l.concurrency_limit, 0) as concurrency_limit, l.serialized,
         case when l.requests_per_second < 'infinity' then make_interval(secs => 1 / l.requests_per_second) end as pace,
         s.version, s.slots, s.tat, s.counted,
         case when not s.counted then a.now > l.defined_at + make_interval(secs => %(counting)s::double precision) end as complete
@@ -128,7 +134,12 @@ with asked as materialized (
         select s.version, s.slots, s.tat, s.counted from {schema}.limiter_state s
         where s.entrypoint = a.entrypoint order by s.version desc limit 1
     ) s
-    where a.locked
+    where a.locked and a.is_limited
+    union all
+    select a.entrypoint, case when a.in_process then %(processes)s::integer end, a.now, null, false, null, null, null, null, null, null
+    from asked a
+    where not a.is_limited
+        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and not w.outdated)
 ), used as materialized (
     select k.entrypoint, u.job_ids, coalesce(f.refunds, 0) as refunds
     from known k
@@ -155,13 +166,14 @@ with asked as materialized (
         greatest(0, least(
             c.concurrency_limit - cardinality(c.job_ids),
             %(limit)s::integer,
+            c.seats,
             case when c.pace is not null then
                 1 + floor(extract(epoch from c.now + c.tolerance - c.base) / extract(epoch from c.pace))
             end
         ))::integer as free
     from clocked c
 ), look as materialized (
-    select o.entrypoint, o.free, greatest(o.free, 1) * case when o.serialized then 1 else %(reach)s::integer end as reach
+    select o.entrypoint, o.seats, o.free, greatest(o.free, 1) * case when o.serialized then 1 else %(reach)s::integer end as reach
     from open o
 ), lane as materialized (
     select l.entrypoint, l.priority, l.seq, k.reach
@@ -186,24 +198,28 @@ with asked as materialized (
         order by q.priority desc, q.seq limit gap.reach
     ) p
 ), candidate as materialized (
-    select f.tid, f.entrypoint, f.priority, f.seq, k.free
+    select f.tid, f.entrypoint, f.priority, f.seq, k.seats, k.free
     from (
         select f.*, row_number() over (partition by f.entrypoint order by f.priority desc, f.seq) as place from found f
     ) f
     join look k on k.entrypoint = f.entrypoint
     where f.place <= k.reach
 ), locked as materialized (
-    select q.ctid as tid, c.entrypoint, c.priority, c.seq, c.free
+    select q.ctid as tid, c.entrypoint, c.priority, c.seq, c.seats, c.free
     from candidate c join {schema}.queued q on q.ctid = c.tid
     where c.free > 0
     order by c.priority desc, c.seq
     for update of q skip locked
 ), allowed as materialized (
-    select l.tid, l.priority, l.seq
+    select a.tid, a.priority, a.seq
     from (
-        select l.*, row_number() over (partition by l.entrypoint order by l.priority desc, l.seq) as place from locked l
-    ) l
-    where l.place <= l.free
+        select l.*, row_number() over (partition by l.seats is null order by l.priority desc, l.seq) as seat
+        from (
+            select l.*, row_number() over (partition by l.entrypoint order by l.priority desc, l.seq) as place from locked l
+        ) l
+        where l.place <= l.free
+    ) a
+    where a.seats is null or a.seat <= a.seats
 ), open_candidate as materialized (
     select c.tid, c.priority, c.seq
     from (
@@ -266,7 +282,7 @@ with asked as materialized (
     left join (select m.entrypoint, array_agg(m.job_id) as job_ids from moved m group by m.entrypoint) t
         on t.entrypoint = o.entrypoint
 ), write as materialized (
-    select r.* from result r where r.took > 0 or r.refunds > 0 or r.complete
+    select r.* from result r where r.version is not null and (r.took > 0 or r.refunds > 0 or r.complete)
 ), stated as (
     insert into {schema}.limiter_state (entrypoint, version, slots, tat, counted)
     select w.entrypoint, w.version + 1,
