@@ -37,11 +37,17 @@ def start(commands: Commands, *arguments: str) -> Command:
     return commands.start(*arguments, environment={"PGQ_ANYIO_DSN": commands.dsn, "PYTHONDONTWRITEBYTECODE": "1"})
 
 
+def run(commands: Commands, *arguments: str) -> None:
+    """Run a command to its end."""
+    command = start(commands, *arguments)
+    assert command.wait() == 0, command.output
+
+
 @on_both_backends
 def test_quickstart(commands: Commands, backend: str) -> None:
     """The first thing that anybody tries: short, and it works."""
     assert len((EXAMPLES / "quickstart.py").read_text("utf-8").splitlines()) <= 15
-    assert start(commands, "enqueue", "fetch", "--payload", "https://example.org").wait() == 0
+    run(commands, "enqueue", "fetch", "--payload", "https://example.org")
     worker = start(commands, "run", "quickstart:app", "--drain", f"--backend={backend}")
     assert worker.wait() == 0, worker.output
     worker.wait_said("fetched b'https://example.org'")
@@ -55,7 +61,7 @@ def test_cancellable(commands: Commands, backend: str) -> None:
         ids = queries.enqueue(["download", "transaction", "resize", "crunch"])
         for said in ("download: part 2", "transaction: begun", "resize: in a thread", "crunch: in a process"):
             worker.wait_said(said)
-        assert start(commands, "cancel", *map(str, ids)).wait() == 0
+        run(commands, "cancel", *map(str, ids))
         wait_until(lambda: {JobStatus.CANCELLED} == set(queries.job_status(ids).values()))
     for said in ("download: cancelled (user), removing", "transaction: rolled back", "resize: the thread ends"):
         worker.wait_said(said)
@@ -78,9 +84,9 @@ def test_create_pgqueuer(commands: Commands, backend: str) -> None:
     options = ("--dequeue-timeout", "10s", f"--backend={backend}")
     worker = start(commands, "run", "create_pgqueuer.main", *options)
     worker.wait_said("ready")
-    assert start(commands, "enqueue", "fetch", "--payload", "hello").wait() == 0
+    run(commands, "enqueue", "fetch", "--payload", "hello")
     worker.wait_said("processed message: b'hello'")
-    assert start(commands, "schedules", "run", "scheduled_every_minute").wait() == 0
+    run(commands, "schedules", "run", "scheduled_every_minute")
     worker.wait_said("executed every minute: scheduled_every_minute, ")
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, worker.output
