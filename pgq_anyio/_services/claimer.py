@@ -45,8 +45,8 @@ from .._store.worker import set_sleeping
 
 #: When a worker that fell asleep looks again (in seconds after the last look).
 LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
-#: How much earlier than the other claimer would this one looks for the jobs of both (in seconds, or a tenth of the poll
-#: interval).
+#: How much earlier than the other claimer would, this one looks for the jobs of both (in seconds; no more than a tenth
+#: of the poll interval).
 EARLY_LOOK: Final = 0.25
 #: Without idling for this long a worker is no sleeper (in seconds).
 AWAKE_AFTER: Final = 1.0
