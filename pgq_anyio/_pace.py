@@ -32,8 +32,9 @@ FEWEST: Final = 5
 class Pace:
     """What a claimer knows of how fast its jobs end."""
 
-    #: see above
+    #: what the moment is at least (in seconds)
     shortest_moment: float = SHORTEST_MOMENT
+    #: the least that is worth holding ahead
     fewest: int = FEWEST
     _looked_at: float = attrs.field(default=-math.inf, init=False)
     _ended: int = attrs.field(default=0, init=False)

@@ -180,15 +180,17 @@ def write_pid_of_a_job(job: Job) -> None:
 
 def hold_a_job(job: Job) -> None:
     """Occupy the process until a file appears."""
-    path = (job.payload or b"").decode()
-    tell(path)
-    wait_for_file(path + ".go")
+    _hold((job.payload or b"").decode())
 
 
 def hold_for_a_run(schedule: Schedule) -> None:
     """As ``hold_a_job``."""
-    tell(schedule.name)
-    wait_for_file(schedule.name + ".go")
+    _hold(schedule.name)
+
+
+def _hold(path: str) -> None:
+    tell(path)
+    wait_for_file(path + ".go")
 
 
 def take_a_while(job: Job) -> None:

@@ -33,3 +33,8 @@ async def wait_for_pid(path: Path, patience: float = 20) -> int:
 def children() -> list[int]:
     """Return the direct children of this process, zombies included."""
     return [child.pid for child in psutil.Process().children()]
+
+
+def let_go(path: Path) -> None:
+    """End a handler that holds its process (``process_handlers.hold_a_job``)."""
+    path.with_name(path.name + ".go").touch()

@@ -18,7 +18,7 @@ from pgq_anyio._executors import ProcessPool
 from pgq_anyio._process_room import ProcessRoom
 from pgq_anyio.testing import drain, running_worker
 from tests.executors import process_handlers
-from tests.executors.processes import wait_for_pid, wait_until
+from tests.executors.processes import let_go, wait_for_pid, wait_until
 from tests.worker.own_server import OwnServer
 from tests.worker.test_ahead import wait_states
 
@@ -40,11 +40,6 @@ def paths(tmp_path: Path) -> Iterator[list[Path]]:
     yield paths
     for path in paths:
         let_go(path)
-
-
-def let_go(path: Path) -> None:
-    """End the job that holds a process."""
-    path.with_name(path.name + ".go").touch()
 
 
 def register(app: PgQueuer, **options: Any) -> PgQueuer:

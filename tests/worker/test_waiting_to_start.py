@@ -21,7 +21,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._executors import ProcessPool, _processes
 from pgq_anyio.testing import drain, running_worker
 from tests.executors import process_handlers
-from tests.executors.processes import is_gone, wait_for_pid, wait_until
+from tests.executors.processes import is_gone, let_go, wait_for_pid, wait_until
 from tests.worker.test_cancel import wait_status
 
 pytestmark = pytest.mark.anyio
@@ -66,11 +66,6 @@ async def occupied(queries: Queries, path: Path) -> AsyncIterator[JobId]:
 def names(directory: Path) -> list[str]:
     """The files that handlers have made."""
     return sorted(path.name for path in directory.iterdir())
-
-
-def let_go(path: Path) -> None:
-    """End the job that occupies the process."""
-    path.with_name(path.name + ".go").touch()
 
 
 async def enqueue_waiting(app: PgQueuer, queries: Queries, name: str, *paths: Path) -> list[JobId]:

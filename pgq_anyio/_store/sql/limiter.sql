@@ -124,7 +124,8 @@ with asked as materialized (
     from unnest(%(entrypoints)s::text[], %(limited)s::boolean[], %(in_process)s::boolean[],
         current_setting('pgq_anyio.locked')::boolean[]) as a (entrypoint, is_limited, in_process, locked)
 ), known as materialized (
-    select a.entrypoint, case when a.in_process then %(processes_free)s::integer end as seats, a.now, nullif(l.concurrency_limit, 0) as concurrency_limit, l.serialized,
+    select a.entrypoint, case when a.in_process then %(processes_free)s::integer end as seats, a.now,
+        nullif(l.concurrency_limit, 0) as concurrency_limit, l.serialized,
         case when l.requests_per_second < 'infinity' then make_interval(secs => 1 / l.requests_per_second) end as pace,
         s.version, s.slots, s.tat, s.counted,
         case when not s.counted then a.now > l.defined_at + make_interval(secs => %(counting)s::double precision) end as complete
@@ -136,7 +137,8 @@ with asked as materialized (
     ) s
     where a.locked and a.is_limited
     union all
-    select a.entrypoint, case when a.in_process then %(processes)s::integer end, a.now, null, false, null, null, null, null, null, null
+    select a.entrypoint, case when a.in_process then %(processes)s::integer end, a.now,
+        null, false, null, null, null, null, null, null
     from asked a
     where not a.is_limited
         and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and not w.outdated)
