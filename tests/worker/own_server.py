@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,15 +24,18 @@ from pgq_anyio._embedded._binaries import StopMode
 from pgq_anyio._embedded._status import ServerStartError
 from pgq_anyio._store.migrations import migrate_sync
 
-#: wal_writer_delay: what was committed without waiting for the disk is lost in a crash within ten seconds.
+#: What was committed without waiting for the disk is lost in a crash within ten seconds, unless the writer of the log
+#: wakes just then, or the background writer takes a changed page to the disk (and the log before it).
 OPTIONS = {
     "fsync": "off",
     "max_connections": "100",
     "autovacuum": "off",
     "wal_writer_delay": "10s",
+    "bgwriter_lru_maxpages": "0",
     "log_line_prefix": "[%a] ",
     "log_statement": "all",
 }
+WAL_WRITER = "select pid from pg_stat_activity where backend_type = 'walwriter'"
 _STATEMENT = re.compile(r"^\[pgq_anyio ([\w ]+)\] LOG:  (?:statement|execute ([^:]*?)(?:_\d+_\w+)?): ", re.MULTILINE)
 
 
@@ -78,6 +83,18 @@ class OwnServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait(20)
+
+    def halt_wal_writer(self) -> int:
+        """Halt the process that brings to disk what was committed without waiting for it; its id.
+
+        Killing it then is a crash that surely undoes such commits. The server starts anew by itself.
+        """
+        with psycopg.connect(self.dsn) as connection:
+            row = connection.execute(WAL_WRITER).fetchone()
+        assert row is not None
+        pid: int = row[0]
+        os.kill(pid, signal.SIGSTOP)
+        return pid
 
     def migrate(self, schema: str) -> None:
         """Make the tables."""

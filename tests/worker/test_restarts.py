@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 
+import psycopg
 import pytest
 
 from pgq_anyio import JobId, SyncQueries
@@ -12,7 +14,7 @@ from pgq_anyio._embedded._binaries import StopMode
 from tests.bounds import BUSY, Within
 from tests.worker.away import Journal
 from tests.worker.fleet import EVERY_LOOP, Fleet, WorkerProcess, wait_until
-from tests.worker.own_server import OwnServer
+from tests.worker.own_server import WAL_WRITER, OwnServer
 
 pytestmark = pytest.mark.heavy
 
@@ -27,6 +29,15 @@ def restart(server: OwnServer, fleet: Fleet, mode: StopMode, *, away: float = AW
     threading.Event().wait(away)  # the time that it is away is what the tests are about
     server.start()
     fleet.reconnect()
+
+
+def has_another_wal_writer(fleet: Fleet, last: int) -> bool:
+    """Whether the server has started anew, and takes connections."""
+    try:
+        fleet.reconnect()
+        return fleet.rows(WAL_WRITER) not in ([], [(last,)])
+    except psycopg.OperationalError:
+        return False
 
 
 def stop_and_check(fleet: Fleet, *workers: WorkerProcess) -> None:
@@ -89,13 +100,13 @@ def test_a_claim_that_a_crash_has_undone_is_noticed(
     """The job is in the queue again after the crash: its handler is cancelled (its lease on it is lost), and it runs
     anew. The claims of the time before, which were on disk, go on.
     """
-    worker = own_fleet.start(backend, program=PROGRAM)
+    worker = own_fleet.start(backend, program="tests.worker.undone")
     (safe,) = own_fleet.enqueue("work", b"6")
     wait_until(lambda: journal.events(safe))
+    wal_writer = own_server.halt_wal_writer()
     own_fleet.rows("create table {schema}.flush ()")  # flushes the log up to here
-    (undone,) = own_fleet.enqueue("work", b"6")
-    wait_until(lambda: journal.events(undone))
-    restart(own_server, own_fleet, "immediate", away=0.2)
+    (undone,) = own_fleet.enqueue("crash", b"%d" % wal_writer)
+    wait_until(partial(has_another_wal_writer, own_fleet, wal_writer))
     wait_until(lambda: 2 == own_fleet.value("select count(*) from {schema}.finished"))
     assert ["start", "end"] == journal.events(safe)
     # The new run may be claimed before or after the old one has heard.
