@@ -12,13 +12,14 @@ While the claimer of limited names has the turn (``_holdings.py``) it takes thes
 
 While there is work nobody notifies anybody. A claimer that finds nothing marks its worker as sleeping, looks again
 after 10 ms, 50 ms, 250 ms and 1 s (an enqueue that did not see the mark may have been under way), and then trusts
-notifications, with the poll interval as fallback. If the other claimer has names, one look is for all of them. The mark
-stays while the worker wakes for single jobs, and is taken off only after a second without idling, so that its row is no
-hot row.
+notifications, with the poll interval as fallback. If the other claimer has names, one look is for all of them, and that
+one leaves it to this one. The mark stays while the worker wakes for single jobs, and is taken off only after a second
+without idling, so that its row is no hot row.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -45,9 +46,6 @@ from .._store.worker import set_sleeping
 
 #: When a worker that fell asleep looks again (in seconds after the last look).
 LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
-#: How much earlier than the other claimer would, this one looks for the jobs of both (in seconds; no more than a tenth
-#: of the poll interval).
-EARLY_LOOK: Final = 0.25
 #: Without idling for this long a worker is no sleeper (in seconds).
 AWAKE_AFTER: Final = 1.0
 #: How far beyond its batch a claimer reaches when others claim the same rows.
@@ -99,6 +97,8 @@ class Claimer:
     others: Callable[[], Collection[str]]
     #: called with the names that have jobs, when all names have been looked at
     on_looked: Callable[[frozenset[str]], None]
+    #: called when there will be no such look at the time that was said
+    on_look_dropped: Callable[[], None]
     #: the worker's: requested before the cancellation of this task arrives
     stop: Stop
     #: how fast jobs end
@@ -116,6 +116,8 @@ class Claimer:
     looks: int = attrs.field(default=0, init=False)
     #: whether it has looked in another way than by a claim, and found nothing
     knows_of_none: bool = attrs.field(default=False, init=False)
+    #: when it looks for jobs of all names, as far as it knows (the event loop's clock)
+    next_look_at: float = attrs.field(default=-math.inf, init=False)
     idled_at: float = attrs.field(default=0.0, init=False)
     #: which of the line's connections made the last claim
     connection_no: int = attrs.field(default=0, init=False)
@@ -143,11 +145,6 @@ class Claimer:
         self.holdings.ahead = 0
 
     @property
-    def poll_pause(self) -> float:
-        """How long to trust notifications (in seconds): the other claimer is to find that somebody has looked."""
-        return self.poll_interval - min(EARLY_LOOK, self.poll_interval / 10) if self.others() else self.poll_interval
-
-    @property
     def has_worthwhile_room(self) -> bool:
         """Whether there is room for a good part of the largest claim that there can be."""
         largest = min(self.batch_size, self.holdings.max_concurrency + self.holdings.ahead)
@@ -164,8 +161,7 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
         claimer.look_ahead()
         if not claimer.hints.entrypoints:
             claimer.on_idle()
-            if not await claimer.bell.wait(claimer.poll_pause):
-                await _look(claimer)
+            await _poll(claimer, claimer.poll_interval)
         elif claimer.holdings.room < 1:
             await _wait_room(claimer)
         elif not gathered and claimer.behind and not claimer.has_worthwhile_room:
@@ -269,15 +265,29 @@ async def _rest(claimer: Claimer) -> None:
         await _mark(claimer, sleeping=True)
         claimer.looks = 0
     claimer.on_idle()
-    looking_again = claimer.looks < len(LOOK_AGAIN)
-    timeout = LOOK_AGAIN[claimer.looks] if looking_again else claimer.poll_pause
-    is_rung = await claimer.bell.wait(timeout)
-    if looking_again and not is_rung:
-        claimer.looks += 1
-    # The last of the first looks is for all, so that from then on nobody else has to look.
-    claimer.knows_of_none = not is_rung and claimer.looks == len(LOOK_AGAIN) and not await _look(claimer)
+    claimer.knows_of_none = False
+    if claimer.looks + 1 < len(LOOK_AGAIN):
+        if not await claimer.bell.wait(LOOK_AGAIN[claimer.looks]):
+            claimer.looks += 1
+    else:
+        # The last of the first looks is for all, so that from then on nobody else has to look.
+        pause = LOOK_AGAIN[claimer.looks] if claimer.looks < len(LOOK_AGAIN) else claimer.poll_interval
+        found = await _poll(claimer, pause)
+        if found is not None:
+            claimer.looks = len(LOOK_AGAIN)
+            claimer.knows_of_none = not found
     claimer.idled_at = anyio.current_time()
     claimer.hints.sweep_next()
+
+
+async def _poll(claimer: Claimer, pause: float) -> bool | None:
+    """Look for jobs of all names after a pause, unless the bell rings; whether this claimer is to claim."""
+    claimer.next_look_at = anyio.current_time() + pause
+    found = None if await claimer.bell.wait(pause) else await _look(claimer)
+    claimer.next_look_at = -math.inf
+    if found is None:
+        claimer.on_look_dropped()
+    return found
 
 
 async def _look(claimer: Claimer) -> bool:

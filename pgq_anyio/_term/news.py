@@ -106,6 +106,14 @@ class News:
         """The other claimer has looked for their jobs too."""
         self.term.limited.looked(found)
 
+    def on_look_dropped(self) -> None:
+        """The other claimer has been rung before it looked."""
+        self.term.limited.look_dropped()
+
+    def next_look(self) -> float:
+        """When the other claimer looks for the jobs of all."""
+        return self.term.claimer.next_look_at
+
     def on_process_free(self) -> None:
         """A process has no handler any more."""
         self.term.limited.process_freed()

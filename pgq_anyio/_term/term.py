@@ -95,6 +95,7 @@ class Term:
             on_idle=self.drain.bell.ring,
             others=self.news.others,
             on_looked=self.news.on_looked,
+            on_look_dropped=self.news.on_look_dropped,
             stop=worker.stop,
         )
         limited_shield = ClaimShield(patience, longest)
@@ -112,6 +113,7 @@ class Term:
             on_connection=self.claimer.forget,
             start_jobs=self.handlers.start_jobs,
             on_names=self.news.on_names,
+            next_look=self.news.next_look,
             on_idle=self.drain.bell.ring,
             stop=worker.stop,
             room=Doorbell(),

@@ -64,6 +64,7 @@ def make_claimer(room: int) -> tuple[Claimer, int]:
         on_idle=lambda: None,
         others=list,
         on_looked=nothing,
+        on_look_dropped=lambda: None,
         stop=Stop(),
     )
     return claimer, holdings.open_claim(SLOTS - room)

@@ -196,7 +196,7 @@ async def test_a_run_of_a_schedule_takes_a_process_too(
 @pytest.mark.parametrize("queued", [0, 10_000])
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 async def test_nobody_polls_for_processes(
-    own_server: OwnServer, empty_schema: str, paths: list[Path], busy: bool, queued: int, figures: bool
+    own_server: OwnServer, empty_schema: str, paths: list[Path], busy: bool, queued: int
 ) -> None:
     """A worker whose only process is busy asks as rarely as one that idles, however many jobs wait for it; so does one
     that idles beside jobs of other names.
@@ -219,9 +219,4 @@ async def test_nobody_polls_for_processes(
             app.stop()
             let_go(paths[0])
     assert counts.pop("beat_worker") <= seconds / (lease / 3 * 0.9) + 1
-    polls = counts.total()
-    if not figures:
-        # On a busy machine the look for all names may be late, and the claimer of limited names makes its own.
-        polls -= counts["try_lock_limits"] + counts["claim_limited"]
-        assert counts["try_lock_limits"] <= seconds / poll + 1, counts
-    assert polls <= seconds / (poll * 0.9) + 1, counts
+    assert counts.total() <= seconds / poll + 1, counts

@@ -15,7 +15,8 @@ a name has to wait for decides when it is asked for again:
 
 Its claims take jobs of the other names along, so that all start in one order (the *turn* of ``_holdings.py``).
 
-Nothing depends on notifications: each name is looked at again after the poll interval. Names are found in memory of the
+Nothing depends on notifications: each name is looked at again after the poll interval, by the claimer of the other
+names as long as that one idles, for all in one statement. Names are found in memory of the
 registered limits, but what they allow is read by each claim: the database's definition holds.
 """
 

@@ -28,6 +28,9 @@ logger = logging.getLogger("pgq_anyio.limits")
 
 #: Without being empty for this long, nobody has to notify us for a name (in seconds).
 AWAKE_AFTER: Final = 1.0
+#: How much later than its poll a name may be looked at by somebody who looks for all (in seconds; no more than a tenth
+#: of the poll interval).
+LATE_LOOK: Final = 0.25
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -55,6 +58,8 @@ class LimitedClaimer:
     start_jobs: Callable[[Sequence[Job], int], None]
     #: called when the definitions have been read: each name belongs to one of the two claimers
     on_names: Callable[[], None]
+    #: when somebody else looks for jobs of all names (the event loop's clock); in the past if that is not planned
+    next_look: Callable[[], float]
     #: called when nothing is to be done
     on_idle: Callable[[], None]
     #: the worker's: requested before the cancellation of this task arrives
@@ -70,6 +75,8 @@ class LimitedClaimer:
     #: whether the definitions have changed since they were read
     _outdated: bool = attrs.field(default=False, init=False)
     _definitions: dict[str, Definition] = attrs.field(factory=dict, init=False)
+    #: whether it waits for the look of somebody else, longer than its poll
+    _leans: bool = attrs.field(default=False, init=False)
     reach: int = attrs.field(default=1, init=False)
     told_at: float = attrs.field(default=-math.inf, init=False)
     connection_no: int = attrs.field(default=0, init=False)
@@ -149,6 +156,11 @@ class LimitedClaimer:
             elif one.resting:
                 one.ready_at = now + self.poll_interval
 
+    def look_dropped(self) -> None:
+        """Somebody was about to look for jobs of all names, and does not."""
+        if self._leans:
+            self._bell.ring()
+
     def process_freed(self) -> None:
         """A process of this worker has become free."""
         if any(one.in_process for one in self.due()):
@@ -171,10 +183,17 @@ class LimitedClaimer:
         """The names to ask for now. A poll is one for all names that rest: it costs one statement."""
         now = anyio.current_time()
         names = [one for one in self.names.values() if self.has_room_for(one)]
-        due = [one for one in names if one.ready_at <= now]
+        due = [one for one in names if self._asks_at(one) <= now]
         if any(one.resting for one in due):
             due = [one for one in names if one.ready_at <= now or one.resting]
         return due
+
+    def _asks_at(self, one: LimitedName) -> float:
+        """When to ask for a name. One that rests is left to a look for all names, unless that is a whole poll late."""
+        look_at = self.next_look() if one.resting else -math.inf
+        if look_at > one.ready_at + min(LATE_LOOK, self.poll_interval / 10):
+            return one.ready_at
+        return max(one.ready_at, look_at + self.poll_interval)
 
     def has_room_for(self, one: LimitedName) -> bool:
         """Whether there is a process for a job of this name, if it needs one: without, it is not asked for."""
@@ -195,8 +214,11 @@ class LimitedClaimer:
 
     async def wait_news(self) -> None:
         """Wait until a name is due."""
-        next_at = min((one.ready_at for one in self.names.values() if self.has_room_for(one)), default=math.inf)
+        names = [one for one in self.names.values() if self.has_room_for(one)]
+        next_at = min(map(self._asks_at, names), default=math.inf)
+        self._leans = any(one.ready_at < next_at for one in names)
         if math.isinf(next_at) and next_at > 0:
             await self._bell.wait()
         elif (pause := next_at - anyio.current_time()) > 0:
             await self._bell.wait(pause)
+        self._leans = False
