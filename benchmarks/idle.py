@@ -30,8 +30,8 @@ HOW = (
     "server without a worker, and the statements that it sends. PostgreSQL alone: a process that does nothing but send "
     "a short statement every ten seconds, without a queue and without an event loop."
 )
-QUICK = {"seconds": 5, "peers": 0}
-FULL = {"seconds": 60, "peers": 1}
+QUICK = {"seconds": 5, "loops": 1, "peers": 0}
+FULL = {"seconds": 60, "loops": 3, "peers": 1}
 
 CONTENDERS = tuple(ours(loop) for loop in LOOPS)
 BARE = attrs.evolve(ours("asyncio"), name="PostgreSQL alone", options={"loop": "asyncio", "bare": True})
@@ -56,7 +56,7 @@ def measure(bench: Bench) -> Results:
     empty = (server_cpu(postmaster) - before) / seconds * 100
     bench.say(f"the server alone: {empty:.2f} % of a core")
     idle: dict[str, dict[str, float]] = {}
-    for one in bench.present(CONTENDERS + (PEERS if bench.size["peers"] else ())):
+    for one in bench.present(CONTENDERS[: bench.size["loops"]] + (PEERS if bench.size["peers"] else ())):
         try:
             idle[one.name] = figures = _measure(one, bench, postmaster, empty)
         except MeasurementError as error:

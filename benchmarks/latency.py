@@ -20,7 +20,7 @@ HOW = (
     "time, 20 ms apart, producer and worker in one process. PostgreSQL alone: an INSERT with a NOTIFY, and as soon as "
     "it is heard, a DELETE of the row, without a queue and without an event loop."
 )
-QUICK = {"jobs": 100, "rounds": 1}
+QUICK = {"jobs": 50, "rounds": 1}
 FULL = {"jobs": 1000, "rounds": 3}
 
 BARE = attrs.evolve(ours("asyncio"), name="PostgreSQL alone")

@@ -20,7 +20,7 @@ HOW = (
     "Jobs that sleep, 500 at once. 1 ms: against the bound that the CPU sets (the rate of no-op jobs, slowed by what "
     "the sleep costs without a queue). 50 ms: against 500 slots that are never free."
 )
-QUICK = {"jobs": 10_000, "long": 5000, "rounds": 1}
+QUICK = {"jobs": 5000, "long": 2500, "rounds": 1}
 FULL = {"jobs": 100_000, "long": 100_000, "rounds": 5}
 
 SLOTS = 500
