@@ -131,8 +131,8 @@ class PgQueuer:
         :param max_attempts: how many attempts may fail before the job does. Defaults to 1.
         :param max_crashes: how many workers may die while they run a job before it fails. Defaults to 5.
         :param retry_policy: when, and for which errors, another attempt is made. Defaults to ``RetryPolicy()``.
-        :param own_task: whether each job gets a task of its own. By default jobs that never wait share one, one after
-            the other, each in a fresh scope and a fresh contextvars context; what a library keeps per task (such as the
+        :param own_task: whether each job gets a task of its own. By default async jobs share tasks, one after the
+            other, each in a fresh scope and a fresh contextvars context; what a library keeps per task (such as the
             owner of a lock that is not released) would be seen by the next job.
         :param executor_factory: called with the :class:`ExecutorParameters`, gives the executor of this entrypoint
         :raises RuntimeError: if the name is registered already
@@ -273,8 +273,8 @@ class PgQueuer:
             same jobs run elsewhere meanwhile, beside any limit
         :param shutdown_grace: how long running jobs may go on after a request to stop (in seconds)
         :param cancel_grace: how long a handler may take to end after it was cancelled (in seconds)
-        :param block_warning: a handler that blocks the event loop for longer than this is logged with its stack (in
-            seconds), ``None`` never
+        :param block_warning: a handler that blocks the event loop for longer than this, or half as long again at most,
+            is logged with its stack (in seconds), ``None`` never
         :param retention: how long records of jobs are kept after their end (in seconds, or a ``timedelta``); or a
             mapping of such times for ``successful``, ``failed`` and ``cancelled``, in which what is left out is seven
             days. Workers look for old records once an hour, and once a minute if that is needed. A whole day is dropped

@@ -49,7 +49,7 @@ class Cancellation:
         #: whether the handler itself has cancelled its blocks
         self._called = False
         self._caught = False
-        #: whether the handler has ever entered a block
+        #: whether the handler has ever entered a block that can be interrupted
         self.entered: bool = False
         #: whether the handler has learnt through this object that somebody else cancels its job
         self.seen: bool = False
@@ -91,9 +91,9 @@ class Cancellation:
                 scope.cancel()
 
     def __enter__(self) -> Cancellation:
-        self.entered = True
         if threading.get_ident() != self._loop_thread:
             return self
+        self.entered = True
         self._token = current_token()
         scope = CancelScope()
         self._open.setdefault(anyio.get_current_task().id, []).append(scope)

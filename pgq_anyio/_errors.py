@@ -14,8 +14,8 @@
     psycopg.OperationalError
     └─ PoolTimeout                 no connection of the driver became free in time (``_db``): errors of this kind pass
 
-``WorkerDied`` is the name under which the failure of a job is recorded whose worker died ``max_crashes`` times; it is
-never raised.
+``WorkerDied`` is the name under which each loss of a job's worker is recorded, and the failure of a job whose worker
+was lost ``max_crashes`` times; it is never raised.
 
 Errors of PostgreSQL pass through as psycopg raises them. What a handler raises to say how its job ends
 (``Retry``, ``Snooze``, ``Cancel``, ``Discard``) is no error and lives in ``_lifecycle``.
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 
 
 class PgqError(Exception):
-    """Base class of all errors that pgq_anyio raises on its own account."""
+    """Base class of the errors that are pgq_anyio's own. A call at the wrong time is a ``RuntimeError`` without it."""
 
 
 class ConfigurationError(PgqError, ValueError):

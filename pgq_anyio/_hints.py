@@ -3,11 +3,11 @@
 Entries of jobs already done stay in the index until a vacuum can remove them, and no vacuum can while any transaction
 holds an old snapshot. A scan that starts behind them never walks them. The hint is only a hint: rows that commit late
 or come back to their old place lie left of it. A *sweep* from the very start finds them: whenever a claim comes back
-short,
-when a notification says that something was put in front, and otherwise so rarely that sweeps take at most 5 % of the
-time.
-The protocol's alternative, to keep each hint back until all transactions of its snapshot have ended, was left out:
-one long writing transaction anywhere in the server would hold every hint back, and the sweep is needed in any case.
+short, when a notification says that something was put in front, and otherwise so rarely that sweeps take at most 5 % of
+the time.
+
+To keep each hint back until all transactions of its snapshot have ended was left out: one long writing transaction
+anywhere in the server would hold every hint back, and the sweep is needed in any case.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class ScheduleRecord:
 
 @attrs.frozen(slots=True)
 class ErrorRecord:
-    """One failed attempt of a job."""
+    """One failed attempt of a job, or the loss of the worker that ran it (``WorkerDied``), which is no attempt."""
 
     attempt: int
     failed_at: datetime
@@ -140,7 +140,7 @@ class JobRecord:
     cancelled_by: str | None
     #: when a handler was first seen to ignore its cancellation
     overdue_at: datetime | None
-    #: every failed attempt, oldest first
+    #: every failed attempt and every lost worker, oldest first
     errors: tuple[ErrorRecord, ...]
 
 

@@ -34,8 +34,8 @@ class SyncQueries:
     """As ``Queries``, for code without an event loop.
 
     With a DSN it opens a connection of its own when it first needs one, and another when that one is lost or the
-    process has forked. Unless the DSN says otherwise, connecting takes ten seconds at most, and a server that is gone
-    without a word is noticed within 30. Close it with ``close()``, or use it in ``with``.
+    process has forked. Unless the DSN says otherwise, connecting takes ten seconds at most for each host, and a server
+    that is gone without a word is noticed within 30. Close it with ``close()``, or use it in ``with``.
 
     :param source: a DSN in either of libpq's forms, or an open ``psycopg.Connection``, which stays the caller's: calls
         belong to whatever transaction is open there, and it is never closed here

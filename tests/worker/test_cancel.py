@@ -180,14 +180,19 @@ async def test_a_sync_handler_sees_the_flag_and_check_cancelled_raises(app: PgQu
         finally:
             seen.append("checked")
 
-    async with running_worker(app):
-        for name in ("flag", "check"):
+    @app.entrypoint("check in a block")
+    def check_in_a_block(job: Job, context: Context) -> None:
+        with context.cancellation:
+            check(job)
+
+    async with running_worker(app, cancel_grace=3600):
+        for name in ("flag", "check", "check in a block"):
             started.clear()
             (job_id,) = await queries.enqueue(name)
             await anyio.to_thread.run_sync(started.wait)
             await queries.mark_job_as_cancelled([job_id])
             await wait_status(queries, job_id, JobStatus.CANCELLED)
-    assert [CancelReason.USER, "checked"] == seen
+    assert [CancelReason.USER, "checked", "checked"] == seen
 
 
 @pytest.mark.promise(23)
