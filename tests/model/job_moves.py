@@ -38,13 +38,12 @@ class Claim:
 
     def plan(self, state: State, others: Locks) -> Plan:
         found: list[ModelJob] = []
-        for name in self.names:
-            found += state.visible(name, self.lanes, self.reach)
-        candidates = in_order(found)[: self.reach]
         worker = state.workers.get(self.worker_id)
-        taken: list[int] = []
         if worker is not None and not worker.has_left and not worker.outdated:
-            taken = ids(free_of(candidates, others.jobs)[: self.limit])
+            for name in self.names:
+                found += state.visible(name, self.lanes, self.reach)
+        candidates = in_order(found)[: self.reach]
+        taken = ids(free_of(candidates, others.jobs)[: self.limit])
         change = to_running(taken, self.worker_id, self.claim_no)
         return Plan((len(candidates), taken), change, Locks(jobs=frozenset(taken)))
 

@@ -123,6 +123,32 @@ async def test_a_higher_priority_is_found_behind_the_hints(conn: Connection, con
         hints.learn(answer.jobs)
 
 
+@pytest.mark.promise(5, 18)
+@pytest.mark.parametrize("hinted", [True, False])
+async def test_a_worker_that_may_not_claim_hides_no_row(
+    conn: Connection, connect: Connect, store: Store, hinted: bool
+) -> None:
+    """One that has to read new limits sees nothing to claim, and others take all of it meanwhile."""
+    claimer, hints = await connect(), Hints(("fetch",))
+    await add_worker(conn, store)
+    await add_worker(conn, store, 12)
+    await add_jobs(conn, store, 10)
+    fence = {"worker_id": WORKER, "limit": 3, "reach": 3}
+    hints.learn((await claim_sweep(claimer, store, ["fetch"], claim_no=1, **fence)).jobs)
+    hints.swept(0.0, 1.0)
+    lanes = hints.lanes(0.0)
+    assert lanes is not None
+    await rows(conn, store, "update {schema}.worker set outdated = true where worker_id = %s returning 1", WORKER)
+    async with claimer.transaction():
+        if hinted:
+            answer = await claim_hinted(claimer, store, lanes, claim_no=2, **fence)
+        else:
+            answer = await claim_sweep(claimer, store, ["fetch"], claim_no=2, **fence)
+        assert (0, []) == (answer.candidates, answer.jobs)
+        with anyio.fail_after(20):
+            assert 7 == len(await claim(conn, store, 1, worker_id=12))
+
+
 @pytest.mark.promise(5, 12)
 async def test_a_rescued_job_keeps_its_place(conn: Connection, store: Store) -> None:
     """It comes back before jobs that were enqueued later, with its priority."""

@@ -96,7 +96,8 @@ select array(
 -- Every lane of the names from its start, in one order: priority, then seq.
 -- Candidates are read without locks and merged; only then are the first of them locked, in that order, and those that
 -- another claimer holds are skipped. Locking in each lane would lock limit rows of every name and hide them from others.
--- Fenced on the worker row: a worker declared dead, one that has left, or one that has not read new limits claims nothing.
+-- Fenced on the worker row: a worker declared dead, one that has left, or one that has not read new limits claims nothing,
+-- and hides no row from others.
 -- The first column counts the candidates: fewer rows than candidates means that others are claiming the same ones.
 with lane as materialized (
     select unnest(%(entrypoints)s::text[]) as entrypoint
@@ -107,6 +108,10 @@ with lane as materialized (
         where q.entrypoint = lane.entrypoint
         order by q.priority desc, q.seq limit %(reach)s::integer
     ) c
+    where exists (
+        select from {schema}.worker w
+        where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
+    )
     order by c.priority desc, c.seq limit %(reach)s::integer
 ), locked as materialized (
     select q.ctid as tid
@@ -116,10 +121,6 @@ with lane as materialized (
 ), taken as (
     delete from {schema}.queued q
     where q.ctid = any (array(select tid from locked))
-        and exists (
-            select from {schema}.worker w
-            where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
-        )
     returning q.job_id, q.seq, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
 ), moved as (
     insert into {schema}.running
@@ -160,6 +161,10 @@ with lane as materialized (
             order by q.priority desc, q.seq limit %(reach)s::integer
         ) p
     ) c
+    where exists (
+        select from {schema}.worker w
+        where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
+    )
     order by c.priority desc, c.seq limit %(reach)s::integer
 ), locked as materialized (
     select q.ctid as tid
@@ -169,10 +174,6 @@ with lane as materialized (
 ), taken as (
     delete from {schema}.queued q
     where q.ctid = any (array(select tid from locked))
-        and exists (
-            select from {schema}.worker w
-            where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
-        )
     returning q.job_id, q.seq, q.entrypoint, q.priority, q.attempt, q.crashes, q.created_at, q.payload
 ), moved as (
     insert into {schema}.running
