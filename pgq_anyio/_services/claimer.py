@@ -144,6 +144,11 @@ class Claimer:
         self.pace.forget()
         self.holdings.ahead = 0
 
+    def drop_look(self) -> None:
+        """There will be no look for all at the time that was said."""
+        self.next_look_at = -math.inf
+        self.on_look_dropped()
+
     @property
     def has_worthwhile_room(self) -> bool:
         """Whether there is room for a good part of the largest claim that there can be."""
@@ -284,9 +289,9 @@ async def _poll(claimer: Claimer, pause: float) -> bool | None:
     """Look for jobs of all names after a pause, unless the bell rings; whether this claimer is to claim."""
     claimer.next_look_at = anyio.current_time() + pause
     found = None if await claimer.bell.wait(pause) else await _look(claimer)
-    claimer.next_look_at = -math.inf
     if found is None:
-        claimer.on_look_dropped()
+        claimer.drop_look()
+    claimer.next_look_at = -math.inf
     return found
 
 
@@ -298,9 +303,13 @@ async def _look(claimer: Claimer) -> bool:
     ours = claimer.hints.entrypoints
 
     async def look() -> frozenset[str]:
-        return await look_queued(await claimer.line.connection(), claimer.store, [*ours, *others])
+        try:
+            return await look_queued(await claimer.line.connection(), claimer.store, [*ours, *others])
+        except BaseException:
+            claimer.drop_look()
+            raise
 
-    found = await retrying(look, what="looking for jobs")
+    found = await retrying(look, what="looking for jobs", patience=PATIENCE)
     claimer.on_looked(found)
     return not found.isdisjoint(ours)
 

@@ -8,70 +8,16 @@ from typing import Any
 import anyio
 import pytest
 
-from pgq_anyio._doorbell import Doorbell
-from pgq_anyio._holdings import Holdings
-from pgq_anyio._limits import Limits
-from pgq_anyio._process_room import ProcessRoom
+from pgq_anyio._hints import Hints
+from pgq_anyio._services import claimer as claimer_module
+from pgq_anyio._services.claimer import run_claimer
 from pgq_anyio._services.limited import LimitedClaimer
-from pgq_anyio._stop import Stop
-from pgq_anyio._store.limiter import Definition
+from tests.values.limited_claimer import POLL, Line, Plan, due, make_claimer
+from tests.values.test_gathering import make_claimer as make_other_claimer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(48)]
 
-POLL = 30.0
-
-
-def nothing(*_: object) -> None:
-    """Be a callback that nobody needs here."""
-
-
-class Plan:
-    """When the other claimer looks."""
-
-    at = -math.inf
-
-
-def make_claimer(plan: Plan) -> LimitedClaimer:
-    """A claimer of two names, which rest since their poll interval."""
-    absent: Any = None  # nothing is asked of the database
-    limits = Limits(concurrency_limit=1)
-    claimer = LimitedClaimer(
-        line=absent,
-        store=absent,
-        worker_id=1,
-        registered={"one": limits, "two": limits},
-        in_process=frozenset(),
-        processes=ProcessRoom(nothing),
-        holdings=Holdings(
-            worker_id=1,
-            max_concurrency=10,
-            cancel_grace=1.0,
-            unstored=lambda: 0,
-            on_room=nothing,
-            on_lost_claim=nothing,
-            on_cancelled=nothing,
-        ),
-        shield=anyio.CancelScope,
-        on_answer=nothing,
-        front=lambda: None,
-        on_connection=nothing,
-        start_jobs=nothing,
-        on_names=nothing,
-        next_look=lambda: plan.at,
-        on_idle=nothing,
-        stop=Stop(),
-        room=Doorbell(),
-        batch_size=100,
-        poll_interval=POLL,
-    )
-    claimer.define([Definition(name, limits, "worker") for name in claimer.registered])
-    for name in claimer.names.values():
-        name.resting, name.ready_at = True, anyio.current_time()
-    return claimer
-
-
-def due(claimer: LimitedClaimer) -> list[str]:
-    return [one.name for one in claimer.due()]
+NAMES = ("one", "two")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +32,7 @@ def due(claimer: LimitedClaimer) -> list[str]:
 )
 async def test_a_look_for_all_is_waited_for(look: float, expected: list[str]) -> None:
     plan = Plan()
-    claimer = make_claimer(plan)
+    claimer = make_claimer(NAMES, plan)
     plan.at = anyio.current_time() + look
     assert expected == due(claimer)
 
@@ -94,7 +40,7 @@ async def test_a_look_for_all_is_waited_for(look: float, expected: list[str]) ->
 async def test_news_of_a_name_is_no_poll() -> None:
     """Nor is the other name asked for then."""
     plan = Plan()
-    claimer = make_claimer(plan)
+    claimer = make_claimer(NAMES, plan)
     plan.at = anyio.current_time()
     claimer.wake("one")
     assert ["one"] == due(claimer)
@@ -102,7 +48,7 @@ async def test_news_of_a_name_is_no_poll() -> None:
 
 async def test_a_look_that_has_come_tells_what_there_is() -> None:
     plan = Plan()
-    claimer = make_claimer(plan)
+    claimer = make_claimer(NAMES, plan)
     plan.at = anyio.current_time()
     claimer.looked({"two"})
     plan.at = -math.inf
@@ -113,7 +59,7 @@ async def test_a_look_that_has_come_tells_what_there_is() -> None:
 async def test_a_look_that_does_not_come_is_made(ends: str) -> None:
     """At once if the other claimer has other work; and else when it is a whole poll late."""
     plan = Plan()
-    claimer = make_claimer(plan)
+    claimer = make_claimer(NAMES, plan)
     plan.at = anyio.current_time() + (0.05 - POLL if ends == "overdue" else 0.0)
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
@@ -128,3 +74,36 @@ async def test_a_look_that_does_not_come_is_made(ends: str) -> None:
 async def drop(claimer: LimitedClaimer, plan: Plan) -> None:
     plan.at = -math.inf
     claimer.look_dropped()
+
+
+@pytest.mark.promise(13)
+async def test_a_look_that_is_not_answered_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is told at once, and the look is made again."""
+    claimer, _ = make_other_claimer(1)
+    line: Any = Line()
+    claimer.line, claimer.hints, claimer.poll_interval = line, Hints(()), 0.0
+    claimer.others = lambda: NAMES
+    plans: list[float] = []
+    claimer.on_look_dropped = lambda: plans.append(claimer.next_look_at)
+    looks = 0
+
+    async def look_queued(*_: object) -> frozenset[str]:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            await anyio.sleep_forever()
+        return frozenset({"two"})
+
+    found = []
+
+    def learn(names: frozenset[str]) -> None:
+        found.append(names)
+        scope.cancel()
+
+    claimer.on_looked = learn
+    monkeypatch.setattr(claimer_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(claimer_module, "look_queued", look_queued)
+    with anyio.fail_after(20), anyio.CancelScope() as scope:
+        await run_claimer(claimer)
+    assert [{"two"}] == found
+    assert (2, [-math.inf]) == (looks, plans)
