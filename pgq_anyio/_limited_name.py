@@ -42,8 +42,10 @@ class LimitedName:
     emptied_at: float = -math.inf
     #: whether there was news since the last claim began
     woken: bool = False
-    #: whether one of our jobs has freed a slot that was not looked at yet
+    #: whether one of our jobs has freed a slot that no claim has looked at yet
     freed: bool = False
+    #: whether it has freed one that the claim under way looks at
+    _in_question: bool = False
     _looks: int = 0
     _pause: float = 0.0
 
@@ -57,6 +59,16 @@ class LimitedName:
         self.resting = False
         if in_front:
             self._sweep_next()
+
+    def asked(self) -> None:
+        """A claim begins: what comes from now on it may miss."""
+        self.woken = False
+        self._in_question, self.freed = self.freed, False
+
+    def unanswered(self) -> None:
+        """The claim has failed, or tells nothing of this name."""
+        self.freed |= self._in_question
+        self._in_question = False
 
     def answered(
         self,
@@ -84,32 +96,33 @@ class LimitedName:
         :return: whether others had its rows locked
         """
         contended = False
+        if not locked or (slots_left and candidates > got):
+            self.unanswered()  # others are still to be told: its slot went to no job
+        self._in_question = False
         if not locked:
             self._wait(now, random.uniform(*LOCKED_PAUSE))  # noqa: S311  (jitter, not a secret)
+        elif slots_left is not None and slots_left <= 0:
+            self._looks, self.empty, self.resting = 0, False, True
+            self.ready_at = now + poll_interval
+        elif not candidates and swept:
+            self.look_again(now, poll_interval)
+        elif not candidates:
+            self._sweep_next()  # what lies left of the hint was not looked at
+            self._wait(now, 0.0)
+        elif pause is not None and pause > 0:
+            self._looks = 0
+            self._wait(now, pause)
+        elif got or not has_room:
+            self._looks, self._pause = 0, 0.0
+            self._wait(now, 0.0)
+            contended = has_room and got < candidates
+            if has_room and not contended:
+                self._sweep_next()
         else:
-            self.freed = False
-            if slots_left is not None and slots_left <= 0:
-                self._looks, self.empty, self.resting = 0, False, True
-                self.ready_at = now + poll_interval
-            elif not candidates and swept:
-                self.look_again(now, poll_interval)
-            elif not candidates:
-                self._sweep_next()  # what lies left of the hint was not looked at
-                self._wait(now, 0.0)
-            elif pause is not None and pause > 0:
-                self._looks = 0
-                self._wait(now, pause)
-            elif got or not has_room:
-                self._looks, self._pause = 0, 0.0
-                self._wait(now, 0.0)
-                contended = has_room and got < candidates
-                if has_room and not contended:
-                    self._sweep_next()
-            else:
-                # Others have locked all rows in reach: cancel requests in transactions that are still open.
-                contended = True
-                self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-                self._wait(now, self._pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
+            # Others have locked all rows in reach: cancel requests in transactions that are still open.
+            contended = True
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            self._wait(now, self._pause * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
         if self.woken:
             self.wake()
         return contended

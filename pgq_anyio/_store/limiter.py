@@ -107,7 +107,6 @@ async def claim_limited(
     unlimited: Collection[str] = (),
     in_process: Collection[str] = (),
     processes: int = 0,
-    processes_free: int = 0,
     others: Scan = NOWHERE,
 ) -> LimitedClaim:
     """Claim jobs of limited names, within their limits, and of others, in one order.
@@ -115,7 +114,6 @@ async def claim_limited(
     :param unlimited: names of the scan that have no limits in the database
     :param in_process: names of the scan whose handlers run in processes
     :param processes: the most jobs of these, in all
-    :param processes_free: the most jobs of one of them that has limits
     :param others: where jobs of names without limits are
     :param limit: the most jobs in all
     :param reach: rows looked at per row wanted, for names that are not serialized
@@ -132,7 +130,6 @@ async def claim_limited(
                 "limited": limited,
                 "in_process": [name in in_process for name in scan.entrypoints],
                 "processes": processes,
-                "processes_free": processes_free,
                 "lane_entrypoints": lanes.entrypoints,
                 "priorities": lanes.priorities,
                 "seqs": lanes.seqs,

@@ -61,7 +61,6 @@ LIMITED_CLAIM: dict[str, Any] = {
     "limited": [True, False, True],
     "in_process": [False, True, True],
     "processes": BATCH,
-    "processes_free": BATCH,
     "lane_entrypoints": [],
     "priorities": [],
     "seqs": [],

@@ -110,8 +110,8 @@ async def say_goodbye(conn: Connection, store: Store, held: Held) -> object:
 
 @pytest.mark.promise(16)
 async def test_names_that_need_processes(conn: Connection, connect: Connect, store: Store) -> None:
-    """Of all of them together no more are taken than there is room for, by priority; one that has limits besides gets
-    no job ahead of its process. Those without limits need no lock, and none for a worker that has to read new limits.
+    """Of all of them together no more are taken than there is room for, by priority, with and without limits. Those
+    without limits need no lock, and none are for a worker that has to read new limits.
     """
     names = ["fetch", "plain", "plainer"]
     await add_worker(conn, store, WORKER, names)
@@ -122,7 +122,7 @@ async def test_names_that_need_processes(conn: Connection, connect: Connect, sto
         await add_jobs(conn, store, name=name, priorities=[priority])
     other = await connect()
 
-    async def take_in_processes(claim_no: int, room: int, free: int) -> list[tuple[str, int]]:
+    async def take_in_processes(claim_no: int, seats: int) -> list[tuple[str, int]]:
         answer = await claim_limited(
             conn,
             store,
@@ -133,21 +133,50 @@ async def test_names_that_need_processes(conn: Connection, connect: Connect, sto
             reach=1,
             unlimited=names[1:],
             in_process=names,
-            processes=room,
-            processes_free=free,
+            processes=seats,
         )
         return [(job.entrypoint, job.priority) for job, _ in answer.jobs]
 
-    assert [("plainer", 5)] == await take_in_processes(1, 1, 1)
-    assert [("plain", 4)] == await take_in_processes(2, 2, 1), "the second in line has limits, and no process"
-    assert [("fetch", 3), ("plainer", 2)] == await take_in_processes(3, 2, 2)
+    assert [("plainer", 5)] == await take_in_processes(1, 1)
+    assert [("plain", 4), ("fetch", 3)] == await take_in_processes(2, 2)
+    assert [("plainer", 2)] == await take_in_processes(3, 1)
     async with other.transaction():
         await store.statement("try_lock_limits").fetch(other, entrypoints=names, limited=[True, True, True])
-        assert [("plain", 1)] == await take_in_processes(4, 2, 2)
+        assert [("plain", 1)] == await take_in_processes(4, 2)
     await add_jobs(conn, store, name="plain")
     await rows(conn, store, "update {schema}.worker set outdated = true returning 1")
-    assert [("fetch", 0)] == await take_in_processes(5, 9, 9)
-    assert [] == await take_in_processes(6, 9, 9)
+    assert [("fetch", 0)] == await take_in_processes(5, 9)
+    assert [] == await take_in_processes(6, 9)
+
+
+@pytest.mark.promise(5)
+async def test_of_names_that_need_processes_no_row_is_hidden(conn: Connection, connect: Connect, store: Store) -> None:
+    """While one worker claims for its only process, another one takes all the rest, in order."""
+    names = ["fetch", "plain"]
+    await add_worker(conn, store, WORKER, names)
+    other = await connect()
+    for priority, name in enumerate(names * 2):
+        await add_jobs(conn, store, name=name, priorities=[priority])
+
+    async def take_in_processes(conn: Connection, claim_no: int, seats: int) -> list[int]:
+        answer = await claim_limited(
+            conn,
+            store,
+            Scan.over(dict.fromkeys(names)),
+            worker_id=WORKER,
+            claim_no=claim_no,
+            limit=100,
+            reach=1,
+            unlimited=names,
+            in_process=names,
+            processes=seats,
+        )
+        return [job.priority for job, _ in answer.jobs]
+
+    async with other.transaction():
+        assert [3] == await take_in_processes(other, 1, 1)
+        with anyio.fail_after(20):
+            assert [2, 1, 0] == await take_in_processes(conn, 2, 4)
 
 
 EXITS: dict[str, Leave] = {

@@ -122,6 +122,35 @@ def test_news_during_a_claim_is_not_lost() -> None:
     assert one.ready_at > 100.0
 
 
+@pytest.mark.promise(18)
+@pytest.mark.parametrize(
+    ("said", "is_taken"),
+    [
+        pytest.param({"slots_left": 0, "candidates": 1}, True, id="a job took it"),
+        pytest.param({"slots_left": 1}, True, id="nobody waits for it"),
+        pytest.param({"slots_left": 1, "candidates": 1}, False, id="it went to nobody"),
+        pytest.param({"slots_left": 1, "candidates": 2, "got": 1, "pause": 9.0}, False, id="there is no token for it"),
+        pytest.param({"locked": False}, False, id="others are counting"),
+        pytest.param(None, False, id="no answer"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before the claim", "during the claim"])
+def test_a_freed_slot_is_remembered_until_it_is_taken(said: dict[str, Any] | None, is_taken: bool, when: str) -> None:
+    """If it is not, other workers have to be told of it. The claim may have counted before it was free."""
+    one = LimitedName("fetch", freed=when == "before the claim")
+    one.asked()
+    one.freed |= when == "during the claim"
+    if said is None:
+        one.unanswered()
+    else:
+        answer(one, **said)
+    assert one.freed == (when == "during the claim" or not is_taken)
+    one.freed = False
+    one.asked()
+    answer(one)
+    assert not one.freed
+
+
 @pytest.mark.promise(48)
 def test_an_empty_name_is_looked_at_ever_more_rarely() -> None:
     """After the last of the quick looks it rests until the poll."""

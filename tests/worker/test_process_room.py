@@ -134,6 +134,54 @@ async def test_one_order_for_jobs_with_and_without_processes(
     assert ran == [job_id for _, job_id in sorted(zip((-one for one in priorities), ids, strict=True))]
 
 
+@pytest.mark.promise(5)
+async def test_a_backlog_of_short_jobs_does_not_keep_a_limited_one_from_its_process(
+    app: PgQueuer, queries: Queries, dsn: str, schema: str, tmp_path: Path
+) -> None:
+    """They are claimed ahead of their process, and it is not; but its priority is higher."""
+    app.entrypoint("write", executor_factory=ProcessExecutor)(process_handlers.write_pid_of_a_job)
+    app.entrypoint("limited", executor_factory=ProcessExecutor, concurrency_limit=1)(
+        process_handlers.write_pid_of_a_job
+    )
+    ids = await queries.enqueue("write", [str(tmp_path / "written").encode()] * 3000)
+    async with bounded(60), running_worker(app):
+        await wait_states(queries, ids[:200], successful=200)
+        (first,) = await queries.enqueue("limited", str(tmp_path / "first").encode(), 1)
+        await wait_states(queries, [first], successful=1)
+        with psycopg.connect(dsn) as connection:
+            text = sql.SQL("select count(*) from {}.queued where entrypoint = 'write'").format(sql.Identifier(schema))
+            row = connection.execute(text).fetchone()
+        app.stop()
+    assert row is not None
+    assert row[0] > 0
+
+
+@pytest.mark.promise(18)
+async def test_a_slot_that_one_worker_has_no_process_for_is_offered_to_another(
+    app: PgQueuer, queries: Queries, dsn: str, schema: str, paths: list[Path]
+) -> None:
+    """Long before its next poll, which never comes."""
+    limited: dict[str, Any] = {"executor_factory": ProcessExecutor, "concurrency_limit": 1}
+    register(app).entrypoint("limited", **limited)(process_handlers.hold_a_job)
+    other = PgQueuer(dsn, schema=schema)
+    other.entrypoint("limited", **limited)(process_handlers.hold_a_job)
+    async with bounded(), running_worker(app, dequeue_timeout=3600):
+        (first,) = await queries.enqueue("limited", str(paths[0]).encode())
+        await wait_for_pid(paths[0])
+        async with running_worker(other, dequeue_timeout=3600):
+            (before,) = await queries.enqueue("hold", str(paths[1]).encode(), 1)
+            (second,) = await queries.enqueue("limited", str(paths[2]).encode())
+            await see_claims(queries)
+            await wait_states(queries, [first, before, second], running=1, queued=2)
+            let_go(paths[0])
+            await wait_for_pid(paths[1])
+            await wait_for_pid(paths[2])
+            await wait_states(queries, [first, before, second], running=2, successful=1)
+            let_go(paths[1])
+            let_go(paths[2])
+            await wait_states(queries, [first, before, second], successful=3)
+
+
 @pytest.mark.promise(16)
 async def test_what_was_claimed_ahead_is_given_back(
     app: PgQueuer, queries: Queries, dsn: str, schema: str, paths: list[Path], monkeypatch: pytest.MonkeyPatch

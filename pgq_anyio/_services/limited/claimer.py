@@ -181,8 +181,8 @@ class LimitedClaimer:
 
     def due(self) -> list[LimitedName]:
         """The names to ask for now. A poll is one for all names that rest: it costs one statement."""
-        now = anyio.current_time()
-        names = [one for one in self.names.values() if self.has_room_for(one)]
+        now, lacking = anyio.current_time(), self.lacking()
+        names = [one for one in self.names.values() if one not in lacking]
         due = [one for one in names if self._asks_at(one) <= now]
         if any(one.resting for one in due):
             due = [one for one in names if one.ready_at <= now or one.resting]
@@ -195,30 +195,41 @@ class LimitedClaimer:
             return one.ready_at
         return max(one.ready_at, look_at + self.poll_interval)
 
-    def has_room_for(self, one: LimitedName) -> bool:
-        """Whether there is a process for a job of this name, if it needs one: without, it is not asked for."""
-        if not one.in_process:
-            return True
-        # One that is held ahead would take a slot or a token that another worker could use.
-        return (self.processes.free if one.is_limited else self.processes.room) > 0
+    def lacking(self) -> list[LimitedName]:
+        """The names for whose jobs there is no process: they are not asked for."""
+        needy = [one for one in self.names.values() if one.in_process]
+        if not needy or self.processes.free > 0:
+            return []
+        # A job that is held ahead of its process would take a slot or a token that another worker could use.
+        limited, now = [one for one in needy if one.is_limited], anyio.current_time()
+        if self.processes.room > 0 and not any(self._asks_at(one) <= now for one in limited):
+            return limited
+        # Nothing else is held ahead while such a job may wait: it could never be the first one.
+        return needy
+
+    def seats_for(self, due: Iterable[LimitedName]) -> int:
+        """How many jobs that run in processes a claim for these names may bring."""
+        is_exact = any(one.in_process and one.is_limited for one in due)
+        return self.processes.free if is_exact else self.processes.room
 
     def waits_for_process(self) -> bool:
         """Whether there may be jobs that only wait for a process of this worker."""
         now = anyio.current_time()
-        return any(one.ready_at <= now and not self.has_room_for(one) for one in self.names.values())
+        return any(self._asks_at(one) <= now for one in self.lacking())
 
     def sleepers(self) -> frozenset[str]:
         """The names for which enqueuers have to notify this worker."""
         now = anyio.current_time()
         return frozenset(one.name for one in self.names.values() if one.empty or now - one.emptied_at < AWAKE_AFTER)
 
-    async def wait_news(self) -> None:
-        """Wait until a name is due."""
-        names = [one for one in self.names.values() if self.has_room_for(one)]
+    async def wait_news(self, at_most: float | None = None) -> None:
+        """Wait until a name is due, and no longer than that (in seconds)."""
+        now, lacking = anyio.current_time(), self.lacking()
+        # A name that lacks a process is due when it has one, but not before its time has come.
+        names = [one for one in self.names.values() if one not in lacking or self._asks_at(one) > now]
         next_at = min(map(self._asks_at, names), default=math.inf)
         self._leans = any(one.ready_at < next_at for one in names)
-        if math.isinf(next_at) and next_at > 0:
-            await self._bell.wait()
-        elif (pause := next_at - anyio.current_time()) > 0:
-            await self._bell.wait(pause)
+        pause = min(next_at - now, math.inf if at_most is None else at_most)
+        if pause > 0:
+            await self._bell.wait(None if math.isinf(pause) else pause)
         self._leans = False

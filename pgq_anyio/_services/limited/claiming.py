@@ -44,9 +44,10 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 return 0
             number = claimer.holdings.open_claim(limit)
             for one in due:
-                one.woken = False
+                one.asked()
             started_at = anyio.current_time()
             claimer.processes.look_ahead(started_at)
+            seats = claimer.seats_for(due)
             hinted = {
                 one.name: one.hints.lanes(started_at) if isinstance(one.hints, Hints) else one.hints.lanes()
                 for one in due
@@ -65,22 +66,25 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 reach=claimer.reach,
                 unlimited={one.name for one in due if not one.is_limited},
                 in_process=claimer.in_process,
-                processes=claimer.processes.room,
-                processes_free=claimer.processes.free,
+                processes=seats,
                 others=others,
             )
             claimer.start_jobs([job for job, _ in claim.jobs], number)
             has_room = len(claim.jobs) < limit
+            has_seats = sum(job.entrypoint in claimer.in_process for job, _ in claim.jobs) < seats
             swept = {name for name, lanes in hinted.items() if lanes is None}
             took = anyio.current_time() - started_at
             if front is not None:
                 passed_over = learn_of_others(front, claim, None if lanes else took, has_room=has_room)
-            contended = learn(claimer, claim, swept, took, has_room=has_room and not passed_over)
+            has_room = has_room and not passed_over
+            contended = learn(claimer, claim, swept, took, has_room=has_room, has_seats=has_seats)
             contended |= passed_over
             claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
     finally:
         if number is not None:
             if claim is None:
+                for one in due:
+                    one.unanswered()
                 claimer.holdings.lose_claim(number)
             else:
                 claimer.holdings.resolve_claim(number)

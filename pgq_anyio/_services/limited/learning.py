@@ -11,9 +11,13 @@ from ..._strict_hints import StrictHints
 from .claimer import LimitedClaimer
 
 
-def learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool) -> bool:
+def learn(
+    claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: float, *, has_room: bool, has_seats: bool
+) -> bool:
     """Decide for each name when it is to be asked for again.
 
+    :param has_room: whether the claim might have brought more jobs
+    :param has_seats: whether it might have brought more that run in processes
     :return: whether others had some of the rows locked
     """
     now = anyio.current_time()
@@ -33,7 +37,6 @@ def learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: f
                     one.hints.found_nothing()
             elif one.name in swept:
                 one.hints.swept(now, took)
-        was_freed = one.freed
         contended |= one.answered(
             now,
             locked=answer.locked,
@@ -42,11 +45,9 @@ def learn(claimer: LimitedClaimer, claim: LimitedClaim, swept: set[str], took: f
             pause=answer.pause,
             got=len(jobs),
             swept=one.name in swept or isinstance(one.hints, StrictHints),
-            has_room=has_room and claimer.has_room_for(one),
+            has_room=has_room and (has_seats or not one.in_process),
             poll_interval=claimer.poll_interval,
         )
-        if answer.slots_left and not has_room and answer.candidates > len(jobs):
-            one.freed = was_freed  # others are still to be told: its slot went to no job of its own
     return contended
 
 

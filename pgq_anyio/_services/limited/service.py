@@ -49,10 +49,12 @@ async def _claim_for_ever(claimer: LimitedClaimer) -> None:
             claimer.holdings.end_turn()
             await _doze(claimer)
             claimer.on_idle()
-            await claimer.wait_news()
+            await claimer.wait_news(await _tell(claimer, claimer.lacking()))
         elif claimer.holdings.free < 1:
-            claimer.holdings.take_turn()
-            await _wait_room(claimer, due)
+            claimer.holdings.end_turn(next_one=True)
+            pause = await _tell(claimer, due)
+            if claimer.holdings.free < 1:
+                await claimer.room.wait(pause)
         else:
             await retrying(partial(claim_limited_once, claimer, due), what="claiming limited jobs")
             await retrying(partial(list_writers_once, claimer), what="listing who enqueues", patience=PATIENCE)
@@ -78,26 +80,23 @@ async def list_writers_once(claimer: LimitedClaimer) -> bool:
     return True
 
 
-async def _wait_room(claimer: LimitedClaimer, due: Sequence[LimitedName]) -> None:
-    """Wait for room in this worker. Slots that it frees meanwhile are for others."""
-    freed = [one.name for one in due if one.freed]
-    timeout: float | None = None
-    if freed:
-        now = anyio.current_time()
-        if now - claimer.told_at >= TELL_PAUSE:
-            claimer.told_at = now
-            for name in freed:
-                claimer.names[name].freed = False
+async def _tell(claimer: LimitedClaimer, names: Sequence[LimitedName]) -> float | None:
+    """Tell other workers of slots that this one has freed and has no room for; in how many seconds to do so again."""
+    freed = [one for one in names if one.freed]
+    if not freed:
+        return None
+    now = anyio.current_time()
+    if (left := claimer.told_at + TELL_PAUSE - now) > 0:
+        return left
+    claimer.told_at = now
+    for one in freed:
+        one.freed = False
 
-            async def tell() -> None:
-                await notify_slots(await claimer.line.connection(), claimer.store, freed)
+    async def tell() -> None:
+        await notify_slots(await claimer.line.connection(), claimer.store, [one.name for one in freed])
 
-            await retrying(tell, what="telling that slots are free", patience=PATIENCE)
-            if claimer.holdings.free >= 1:
-                return
-        else:
-            timeout = TELL_PAUSE - (now - claimer.told_at)
-    await claimer.room.wait(timeout)
+    await retrying(tell, what="telling that slots are free", patience=PATIENCE)
+    return None
 
 
 async def _tell_last(claimer: LimitedClaimer) -> None:

@@ -112,9 +112,9 @@ select set_config(
 -- The rate is a clock of tokens (GCRA): tat is when the next job would start at an even pace. A job may start up to
 -- %(tolerance)s seconds before it, which makes up for wake-ups that come late. tat is never far ahead of the clock: the
 -- clock may have been set back.
--- Jobs that need a process are no more than this worker has seats for, over all names; those of a name that has limits
--- besides are none beyond its free processes. One that has no limits is looked at without its lock, as long as the worker
--- knows all limits.
+-- Jobs that need a process are no more than this worker has seats for, over all names and in one order. A name of these
+-- that has no limits is looked at without its lock, as long as the worker knows all limits; of its rows no more are locked
+-- than there are seats, or others would be passed over.
 -- Names without limits are looked at under the conditions of claim_sweep, and their jobs are taken in one order with
 -- those that the limits allow. Gaps are searched as far as lanes: what a short look leaves there would be passed by
 -- others. If others hold the first of them, nothing far behind is taken: there is more in between than was looked at.
@@ -124,7 +124,7 @@ with asked as materialized (
     from unnest(%(entrypoints)s::text[], %(limited)s::boolean[], %(in_process)s::boolean[],
         current_setting('pgq_anyio.locked')::boolean[]) as a (entrypoint, is_limited, in_process, locked)
 ), known as materialized (
-    select a.entrypoint, case when a.in_process then %(processes_free)s::integer end as seats, a.now,
+    select a.entrypoint, a.is_limited, case when a.in_process then %(processes)s::integer end as seats, a.now,
         nullif(l.concurrency_limit, 0) as concurrency_limit, l.serialized,
         case when l.requests_per_second < 'infinity' then make_interval(secs => 1 / l.requests_per_second) end as pace,
         s.version, s.slots, s.tat, s.counted,
@@ -137,7 +137,7 @@ with asked as materialized (
     ) s
     where a.locked and a.is_limited
     union all
-    select a.entrypoint, case when a.in_process then %(processes)s::integer end, a.now,
+    select a.entrypoint, a.is_limited, case when a.in_process then %(processes)s::integer end, a.now,
         null, false, null, null, null, null, null, null
     from asked a
     where not a.is_limited
@@ -175,7 +175,7 @@ with asked as materialized (
         ))::integer as free
     from clocked c
 ), look as materialized (
-    select o.entrypoint, o.seats, o.free, greatest(o.free, 1) * case when o.serialized then 1 else %(reach)s::integer end as reach
+    select o.entrypoint, o.is_limited, o.seats, o.free, greatest(o.free, 1) * case when o.serialized then 1 else %(reach)s::integer end as reach
     from open o
 ), lane as materialized (
     select l.entrypoint, l.priority, l.seq, k.reach
@@ -200,7 +200,7 @@ with asked as materialized (
         order by q.priority desc, q.seq limit gap.reach
     ) p
 ), candidate as materialized (
-    select f.tid, f.entrypoint, f.priority, f.seq, k.seats, k.free
+    select f.tid, f.entrypoint, f.priority, f.seq, k.is_limited, k.seats, k.free
     from (
         select f.*, row_number() over (partition by f.entrypoint order by f.priority desc, f.seq) as place from found f
     ) f
@@ -209,19 +209,38 @@ with asked as materialized (
 ), locked as materialized (
     select q.ctid as tid, c.entrypoint, c.priority, c.seq, c.seats, c.free
     from candidate c join {schema}.queued q on q.ctid = c.tid
-    where c.free > 0
+    where c.is_limited and c.free > 0
     order by c.priority desc, c.seq
     for update of q skip locked
-), allowed as materialized (
-    select a.tid, a.priority, a.seq
+), placed as materialized (
+    select l.tid, l.priority, l.seq, l.seats
     from (
-        select l.*, row_number() over (partition by l.seats is null order by l.priority desc, l.seq) as seat
+        select l.*, row_number() over (partition by l.entrypoint order by l.priority desc, l.seq) as place from locked l
+    ) l
+    where l.place <= l.free
+), seated as materialized (
+    select p.tid, p.priority, p.seq, false as is_open from placed p where p.seats is not null
+    union all
+    select c.tid, c.priority, c.seq, true from candidate c where not c.is_limited and c.free > 0
+    order by priority desc, seq limit %(processes)s::integer * %(reach)s::integer
+), seat_locked as materialized (
+    select q.ctid as tid, s.priority, s.seq
+    from seated s join {schema}.queued q on q.ctid = s.tid
+    where s.is_open
+    order by s.priority desc, s.seq limit least(%(processes)s::integer, %(limit)s::integer)
+    for update of q skip locked
+), allowed as materialized (
+    select p.tid, p.priority, p.seq from placed p where p.seats is null
+    union all
+    (
+        select f.tid, f.priority, f.seq
         from (
-            select l.*, row_number() over (partition by l.entrypoint order by l.priority desc, l.seq) as place from locked l
-        ) l
-        where l.place <= l.free
-    ) a
-    where a.seats is null or a.seat <= a.seats
+            select s.tid, s.priority, s.seq from seated s where not s.is_open
+            union all
+            select l.tid, l.priority, l.seq from seat_locked l
+        ) f
+        order by f.priority desc, f.seq limit %(processes)s::integer
+    )
 ), open_candidate as materialized (
     select c.tid, c.priority, c.seq
     from (
