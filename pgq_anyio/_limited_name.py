@@ -42,10 +42,10 @@ class LimitedName:
     emptied_at: float = -math.inf
     #: whether there was news since the last claim began
     woken: bool = False
-    #: whether one of our jobs has freed a slot that no claim has looked at yet
-    freed: bool = False
-    #: whether it has freed one that the claim under way looks at
-    _in_question: bool = False
+    #: how many slots our own jobs have freed that no claim has looked at yet
+    freed: int = 0
+    #: how many of them the claim under way looks at
+    _in_question: int = 0
     _looks: int = 0
     _pause: float = 0.0
 
@@ -63,12 +63,12 @@ class LimitedName:
     def asked(self) -> None:
         """A claim begins: what comes from now on it may miss."""
         self.woken = False
-        self._in_question, self.freed = self.freed, False
+        self._in_question, self.freed = self.freed, 0
 
     def unanswered(self) -> None:
         """The claim has failed, or tells nothing of this name."""
-        self.freed |= self._in_question
-        self._in_question = False
+        self.freed += self._in_question
+        self._in_question = 0
 
     def answered(
         self,
@@ -96,9 +96,11 @@ class LimitedName:
         :return: whether others had its rows locked
         """
         contended = False
-        if not locked or (slots_left and candidates > got):
-            self.unanswered()  # others are still to be told: its slot went to no job
-        self._in_question = False
+        # Without room for more, the claim has not looked how many more wait.
+        is_cut = candidates > got or (not has_room and got < self._in_question)
+        if not locked or (slots_left and is_cut):
+            self.unanswered()  # others are still to be told: a slot went to no job
+        self._in_question = 0
         if not locked:
             self._wait(now, random.uniform(*LOCKED_PAUSE))  # noqa: S311  (jitter, not a secret)
         elif slots_left is not None and slots_left <= 0:

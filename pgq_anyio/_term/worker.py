@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ class Worker:
         if self.term is not None:
             jobs = [held for held, _ in batch if isinstance(held, Held)]
             self.term.holdings.release(jobs)
-            self.term.limited.freed({held.job.entrypoint for held in jobs})
+            self.term.limited.freed(Counter(held.job.entrypoint for held in jobs))
             for held, outcome in batch:
                 if isinstance(held, HeldSchedule):
                     self.term.scheduler.released(held, outcome)

@@ -130,6 +130,8 @@ def test_news_during_a_claim_is_not_lost() -> None:
         pytest.param({"slots_left": 1}, True, id="nobody waits for it"),
         pytest.param({"slots_left": 1, "candidates": 1}, False, id="it went to nobody"),
         pytest.param({"slots_left": 1, "candidates": 2, "got": 1, "pause": 9.0}, False, id="there is no token for it"),
+        pytest.param({"slots_left": 1, "candidates": 1, "got": 1, "has_room": False}, False, id="the claim was cut"),
+        pytest.param({"slots_left": 1, "candidates": 2, "got": 2, "has_room": False}, True, id="as many as were freed"),
         pytest.param({"locked": False}, False, id="others are counting"),
         pytest.param(None, False, id="no answer"),
     ],
@@ -137,18 +139,18 @@ def test_news_during_a_claim_is_not_lost() -> None:
 @pytest.mark.parametrize("when", ["before the claim", "during the claim"])
 def test_a_freed_slot_is_remembered_until_it_is_taken(said: dict[str, Any] | None, is_taken: bool, when: str) -> None:
     """If it is not, other workers have to be told of it. The claim may have counted before it was free."""
-    one = LimitedName("fetch", freed=when == "before the claim")
+    one = LimitedName("fetch", freed=2 if when == "before the claim" else 0)
     one.asked()
-    one.freed |= when == "during the claim"
+    one.freed += 2 if when == "during the claim" else 0
     if said is None:
         one.unanswered()
     else:
         answer(one, **said)
-    assert one.freed == (when == "during the claim" or not is_taken)
-    one.freed = False
+    assert one.freed == (0 if is_taken and when == "before the claim" else 2)
+    one.freed = 0
     one.asked()
     answer(one)
-    assert not one.freed
+    assert 0 == one.freed
 
 
 @pytest.mark.promise(48)

@@ -9,11 +9,12 @@ import anyio
 import pytest
 
 from pgq_anyio import Job, JobId
+from pgq_anyio._services.limited import LimitedClaimer, run_limited
 from pgq_anyio._services.limited import claiming as claiming_module
-from pgq_anyio._services.limited import run_limited
+from pgq_anyio._services.limited import service as service_module
 from pgq_anyio._services.limited.claiming import claim_limited_once
 from pgq_anyio._store.limiter import LimitedClaim, NameAnswer
-from tests.values.limited_claimer import due, make_claimer
+from tests.values.limited_claimer import POLL, due, make_claimer
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +82,82 @@ async def test_processes_that_were_taken_are_no_contention(monkeypatch: pytest.M
     assert [1] == asked
     assert 1 == claimer.reach
     assert names == due(claimer)
+
+
+@pytest.mark.promise(18)
+@pytest.mark.parametrize("is_full", [True, False], ids=["no slot is free", "there are slots"])
+async def test_a_slot_without_a_process_is_told_beside_other_names(
+    monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """Although there is always something to do for another name, or no room for it."""
+    claimer = make_claimer(["needy", "busy"], in_process=["needy"], processes=1, max_concurrency=1)
+    claimer.processes.take()
+    for one in claimer.names.values():
+        one.wake()
+    number = claimer.holdings.open_claim(1) if is_full else None
+    claimer.freed({"needy": 1})
+    told: list[list[str]] = []
+
+    async def notify_slots(conn: object, store: object, names: list[str]) -> None:
+        told.append(names)
+        scope.cancel()
+
+    monkeypatch.setattr(service_module, "notify_slots", notify_slots)
+    monkeypatch.setattr(service_module, "claim_limited_once", claim_nothing)
+    with anyio.fail_after(20), anyio.CancelScope() as scope:
+        await run_limited(claimer)
+    assert [["needy"]] == told
+    if number is not None:
+        claimer.holdings.resolve_claim(number)
+
+
+async def claim_nothing(*_: object) -> int:
+    """A claim that leaves everything due."""
+    await anyio.lowlevel.checkpoint()
+    return 0
+
+
+@pytest.mark.promise(5)
+async def test_an_empty_name_is_marked_beside_a_busy_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enqueuers are to notify this worker for it, though the worker never idles."""
+    claimer = make_claimer(["empty", "busy"])
+    empty, busy = claimer.names.values()
+    busy.wake()
+    empty.look_again(anyio.current_time(), POLL)
+    marked: list[list[str]] = []
+
+    async def set_dozing(conn: object, store: object, *, worker_id: int, entrypoints: list[str]) -> None:
+        marked.append(entrypoints)
+        scope.cancel()
+
+    monkeypatch.setattr(service_module, "set_dozing", set_dozing)
+    monkeypatch.setattr(service_module, "claim_limited_once", claim_nothing)
+    with anyio.fail_after(20), anyio.CancelScope() as scope:
+        await run_limited(claimer)
+    assert [["empty"]] == marked
+
+
+@pytest.mark.promise(48)
+async def test_a_poll_by_somebody_else_keeps_the_next_one() -> None:
+    """A name whose poll has passed without a process is asked for again in time: it was only put off."""
+    claimer = make_claimer(["needy"], in_process=["needy"], processes=1)
+    claimer.poll_interval = 0.05
+    claimer.processes.take()
+    await claimer.wait_news()  # the ring of the definitions
+    assert [] == due(claimer)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look_for_all, claimer)
+            await claimer.wait_news()
+        while not due(claimer):
+            await claimer.wait_news()
+
+
+async def look_for_all(claimer: LimitedClaimer) -> None:
+    """Then the process becomes free, before the name is due."""
+    claimer.looked(frozenset())
+    claimer.processes.give_back(started=True)
+    claimer.process_freed()
 
 
 @pytest.mark.promise(19)

@@ -135,12 +135,12 @@ class LimitedClaimer:
             one.wake(in_front=in_front)
         self._ring()
 
-    def freed(self, names: Iterable[str]) -> None:
-        """Outcomes of our own jobs have been stored: their slots are free."""
-        for name in names:
+    def freed(self, names: Mapping[str, int]) -> None:
+        """Outcomes of so many of our own jobs of each name have been stored: their slots are free."""
+        for name, count in names.items():
             one = self.names.get(name)
             if one is not None and one.is_limited:
-                one.freed = True
+                one.freed += count
                 one.wake()
                 self._ring()
 
@@ -155,6 +155,7 @@ class LimitedClaimer:
                 self.wake(one.name)
             elif one.resting:
                 one.ready_at = now + self.poll_interval
+                self._bell.ring()  # it may have been due, and waiting for nothing but a process
 
     def look_dropped(self) -> None:
         """Somebody was about to look for jobs of all names, and does not."""

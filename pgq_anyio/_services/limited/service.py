@@ -52,14 +52,14 @@ async def _claim_for_ever(claimer: LimitedClaimer) -> None:
             await claimer.wait_news(await _tell(claimer, claimer.lacking()))
         elif claimer.holdings.free < 1:
             claimer.holdings.end_turn(next_one=True)
-            pause = await _tell(claimer, due)
+            pause = await _tell(claimer, [*due, *claimer.lacking()])
             if claimer.holdings.free < 1:
                 await claimer.room.wait(pause)
         else:
+            await _tell(claimer, claimer.lacking())
             await retrying(partial(claim_limited_once, claimer, due), what="claiming limited jobs")
             await retrying(partial(list_writers_once, claimer), what="listing who enqueues", patience=PATIENCE)
-            if claimer.dozing - claimer.sleepers():
-                await _doze(claimer)
+            await _doze(claimer)
 
 
 async def refresh_once(claimer: LimitedClaimer) -> None:
@@ -90,7 +90,7 @@ async def _tell(claimer: LimitedClaimer, names: Sequence[LimitedName]) -> float 
         return left
     claimer.told_at = now
     for one in freed:
-        one.freed = False
+        one.freed = 0
 
     async def tell() -> None:
         await notify_slots(await claimer.line.connection(), claimer.store, [one.name for one in freed])
