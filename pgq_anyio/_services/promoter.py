@@ -49,6 +49,8 @@ class Promoter:
     _due_at: float = attrs.field(default=-math.inf, init=False)
     #: behind which job to look
     _behind: Place = attrs.field(default=START, init=False)
+    #: the earliest time from which on somebody has asked to look since the last look began (database's clock)
+    _asked_from: float = attrs.field(default=math.inf, init=False)
     #: which of the line's connections made the last look
     _connection_no: int = attrs.field(default=0, init=False)
 
@@ -72,16 +74,16 @@ class Promoter:
 
         :param run_at: until when (in seconds since 1970, by the database's clock), or ``None`` if that is not known
         """
-        if run_at is None:
-            self._behind = START
-        else:
-            self._step_back(run_at)
+        self._step_back(-math.inf if run_at is None else run_at)
         self._due_at = -math.inf
         self._bell.ring()
 
     def _step_back(self, run_at: float) -> None:
         """A job of this time may not have been moved."""
-        if run_at <= self._behind[0].timestamp() + CLOCK_PRECISION:
+        self._asked_from = min(self._asked_from, run_at)
+        if run_at == -math.inf:
+            self._behind = START
+        elif run_at <= self._behind[0].timestamp() + CLOCK_PRECISION:
             self._behind = (datetime.fromtimestamp(run_at - CLOCK_PRECISION, UTC), JobId(0))
 
     async def wait_due(self) -> None:
@@ -108,10 +110,11 @@ async def promote_once(promoter: Promoter) -> int:
     if promoter.line.opened != promoter._connection_no:
         # A server that crashed, or another one in its place, may have forgotten what was moved.
         promoter._connection_no, promoter._behind = promoter.line.opened, START
-    behind = promoter._behind
-    promotion = await promote_due(conn, promoter.store, behind=behind)
-    if promotion.last is not None and promoter._behind is behind:  # nobody has asked for an earlier look meanwhile
+    promoter._asked_from = math.inf
+    promotion = await promote_due(conn, promoter.store, behind=promoter._behind)
+    if promotion.last is not None:
         promoter._behind = promotion.last
+        promoter._step_back(promoter._asked_from)  # what somebody has told of meanwhile may have come too late for it
     promoter.alarm(0.0 if promotion.has_more else promotion.next_due)
     if not promotion.is_ours:
         promoter.alarm(NOT_OURS * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
