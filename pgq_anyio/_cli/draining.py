@@ -7,6 +7,7 @@ longer it takes to count them, and the more rarely that is done.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -30,7 +31,9 @@ async def show_draining(app: PgQueuer, run: Callable[[], Awaitable[None]]) -> No
     :param run: runs the worker
     """
     columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=make_console(stderr=True), transient=True) as bar:
+    # What handlers print goes above the bar, word for word, if both are on the terminal.
+    console, redirect = make_console(stderr=True, markup=False), sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=redirect) as bar:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_follow, app, bar, bar.add_task("draining", total=None))
             await run()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .._models import JobId, JobRecord, JobStatus
 from .options import SCHEMA, Dsn, Schema, Traceback, check_ids, open_queries
-from .show import make_console, moment, status_text
+from .show import make_console, moment, printable, status_text
 
 app = typer.Typer(help="Look at jobs, and requeue failed ones.", no_args_is_help=True)
 
@@ -60,10 +60,10 @@ def _table(records: list[JobRecord]) -> Table:
             str(record.priority),
             str(record.attempt),
             status_text(record.status),
-            record.entrypoint,
+            printable(record.entrypoint),
             moment(record.created_at),
             moment(record.finished_at),
-            "" if last is None else f"{last.type}: {' '.join(last.message.split())}",
+            "" if last is None else printable(f"{last.type}: {' '.join(last.message.split())}"),
         )
     return table
 
@@ -98,13 +98,13 @@ def show_job(
         console.print()
         console.print(f"attempt {error.attempt}, {moment(error.failed_at)}", style="bold", markup=False)
         text = error.traceback or f"{error.type}: {error.message}\n"
-        console.out(text, end="", highlight=False)
+        console.out(printable(text, keep="\n\t"), end="", highlight=False)
 
 
 def _shown_fields(record: JobRecord) -> list[tuple[str, Any]]:
     fields = [
         ("id", str(record.id)),
-        ("entrypoint", record.entrypoint),
+        ("entrypoint", printable(record.entrypoint)),
         ("status", status_text(record.status)),
         ("priority", str(record.priority)),
         ("attempt", str(record.attempt)),
@@ -116,8 +116,8 @@ def _shown_fields(record: JobRecord) -> list[tuple[str, Any]]:
         ("worker", "" if record.worker_id is None else str(record.worker_id)),
         ("ended", moment(record.finished_at)),
         ("cancel asked", moment(record.cancel_requested_at)),
-        ("cancel reason", record.cancel_reason or ""),
-        ("cancelled by", record.cancelled_by or ""),
+        ("cancel reason", printable(record.cancel_reason or "", keep="\n")),
+        ("cancelled by", printable(record.cancelled_by or "")),
         ("overdue since", moment(record.overdue_at)),
     ]
     return [(name, value) for name, value in fields if value]

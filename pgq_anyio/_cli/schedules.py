@@ -19,7 +19,7 @@ from rich.text import Text
 from .._client import SyncQueries
 from .._models import JobStatus, ScheduleRecord
 from .options import SCHEMA, Dsn, Schema, Traceback, open_queries
-from .show import make_console, moment, status_text
+from .show import make_console, moment, printable, status_text
 
 app = typer.Typer(help="Look at schedules, pause and resume them, run them now.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def list_schedules(
     elif not records:
         sys.stderr.write("no schedules\n")
     else:
-        make_console().print(_table(records))
+        make_console(markup=False).print(_table(records))
 
 
 def _table(records: list[ScheduleRecord]) -> Table:
@@ -60,9 +60,9 @@ def _table(records: list[ScheduleRecord]) -> Table:
     table.add_column("last error", overflow="ellipsis", no_wrap=True, max_width=60)
     for record in records:
         table.add_row(
-            record.name,
-            record.expression,
-            record.timezone,
+            printable(record.name),
+            printable(record.expression),
+            printable(record.timezone),
             _state(record),
             moment(record.next_due_at),
             moment(record.last_finished_at),
@@ -74,7 +74,7 @@ def _table(records: list[ScheduleRecord]) -> Table:
 
 def _state(record: ScheduleRecord) -> str:
     """What is to be known of it now, in words."""
-    running = f"running since {moment(record.started_at)} on {record.worker_name or 'a worker that is gone'}"
+    running = f"running since {moment(record.started_at)} on {printable(record.worker_name or 'a worker that is gone')}"
     states = [
         running if record.worker_id is not None else "",
         "paused" if record.paused else "",
@@ -91,7 +91,7 @@ def _outcome(status: str | None) -> Text:
 
 def _error(record: ScheduleRecord) -> str:
     parts = [record.last_error_type, " ".join((record.last_error_message or "").split())]
-    return ": ".join(filter(None, parts))
+    return printable(": ".join(filter(None, parts)))
 
 
 @app.command("pause")
@@ -175,7 +175,7 @@ def _tell(
     :raises typer.Exit: if there is no such schedule
     """
     for key in done:
-        sys.stdout.write(f"{what}: {' '.join(key)}\n")
+        sys.stdout.write(f"{what}: {printable(' '.join(key))}\n")
     fields = None if expression is None else " ".join(expression.split())
     records = [
         record
@@ -184,7 +184,7 @@ def _tell(
     ]
     for record in records:
         if (record.name, record.expression) not in done:
-            sys.stderr.write(f"{record.name} {record.expression} {why_not(record)}\n")
+            sys.stderr.write(f"{printable(f'{record.name} {record.expression}')} {why_not(record)}\n")
     if not records and not done:
         called = name if expression is None else f"{name} {fields}"
         sys.stderr.write(f"there is no schedule {called!r}: pgq-anyio schedules list shows all\n")

@@ -40,7 +40,17 @@ def make_console(*, stderr: bool = False, markup: bool = True) -> Console:
     """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=markup, soft_wrap=not stream.isatty())
+    return Console(file=stream, width=width, highlight=False, markup=markup, emoji=False, soft_wrap=not stream.isatty())
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """A text of somebody else, with an escape in place of what is not printable: a terminal would obey it.
+
+    :param keep: characters that stay as they are
+    """
+    return "".join(
+        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode("ascii") for one in text
+    )
 
 
 def name_list(names: Sequence[str]) -> str:
@@ -71,7 +81,11 @@ def progress(what: str, total: int, console: Console | None = None) -> Iterator[
     """
     console = console or make_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    # What is written to standard output would else go above the bar, and never reach the pipe that it is for.
+    redirect = sys.stdout.isatty()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=redirect
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
 

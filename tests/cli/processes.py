@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -75,6 +77,13 @@ class Command:
             self.popen.stdout.close()
 
 
+def _read_all(terminal: int) -> None:
+    """Read what is shown, so that nobody waits for it; until the other side is closed, which is an error on Linux."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
 @attrs.define(eq=False)
 class Commands:
     """Starts commands in the test's directory."""
@@ -102,6 +111,29 @@ class Commands:
         """Run a command to its end; the exit code, and what it said."""
         command = self.start(*arguments, environment=environment)
         return command.wait(60), command.output
+
+    def run_beside_a_terminal(self, *arguments: str) -> tuple[int, str]:
+        """Run a command whose standard error is a terminal, and its standard output a pipe; what that has got."""
+        ours, its = pty.openpty()
+        reader = threading.Thread(target=_read_all, args=(ours,), daemon=True)
+        try:
+            reader.start()
+            done = subprocess.run(
+                [sys.executable, "-m", "pgq_anyio", *arguments],
+                cwd=self.directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=its,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            os.close(its)
+            reader.join(5)
+            os.close(ours)
+        return done.returncode, done.stdout
 
     def start_worker(self, schema: str, *options: str, target: str = "tests.cli.apps:app") -> Command:
         """Start a worker on the test's database; returns when it is ready."""

@@ -120,6 +120,41 @@ def test_look_at_jobs(invoke: Invoke, fleet: Fleet) -> None:
     assert (1, True) == (missing.exit_code, "there is no job 999999" in missing.stderr)
 
 
+def test_texts_of_jobs_are_shown_as_they_are(invoke: Invoke, fleet: Fleet) -> None:
+    """Colons mean nothing, and what a terminal would obey is written out."""
+    (job,) = fleet.enqueue("billing:key:rotate\x1b[31m")
+    assert 0 == invoke("cancel", str(job), "--reason", "[bold]why\x1b[2J").exit_code
+    for command in (["list"], ["show", str(job)]):
+        assert "billing:key:rotate\\x1b[31m" in invoke("jobs", *command).stdout
+    assert "[bold]why\\x1b[2J" in invoke("jobs", "show", str(job)).stdout
+
+
+def test_ids_reach_a_pipe_beside_a_terminal(commands: Commands, fleet: Fleet) -> None:
+    """The bar is drawn on the terminal, and the ids go where they are asked for."""
+    code, output = commands.run_beside_a_terminal(
+        "enqueue", "fetch", "--times=3", f"--dsn={commands.dsn}", f"--schema={fleet.schema}"
+    )
+    ids = [int(line) for line in output.split()]
+    assert (0, 3) == (code, len(ids))
+    assert [(3,)] == fleet.rows("select count(*) from {schema}.queued where job_id = any (%s)", ids)
+
+
+def test_what_handlers_print_reaches_a_pipe_beside_a_terminal(commands: Commands, fleet: Fleet) -> None:
+    """Word for word, while the bar of ``--drain`` is drawn on the terminal."""
+    (commands.directory / "shop.py").write_text(
+        "from pgq_anyio import PgQueuer\n"
+        "app = PgQueuer()\n"
+        "@app.entrypoint('fetch')\n"
+        "async def fetch(job):\n"
+        "    print('[/x] [red]:key:', end='', flush=True)\n"
+    )
+    (job,) = fleet.enqueue("fetch")
+    code, output = commands.run_beside_a_terminal(
+        "run", "shop:app", "--drain", f"--dsn={commands.dsn}", f"--schema={fleet.schema}"
+    )
+    assert (0, "[/x] [red]:key:", "successful") == (code, output, fleet.status(job))
+
+
 @pytest.mark.promise(29)
 def test_show_errors(invoke: Invoke, commands: Commands, fleet: Fleet) -> None:
     """A failed job is shown with its error and traceback."""

@@ -49,6 +49,22 @@ def test_list(invoke: Invoke, fleet: Fleet) -> None:
     )
 
 
+def test_texts_are_shown_as_they_are(invoke: Invoke, fleet: Fleet) -> None:
+    """Brackets and colons mean nothing, and what a terminal would obey is written out."""
+    fleet.rows(
+        "insert into {schema}.schedule (name, expression, timezone, last_status, last_finished_at, "
+        "last_error_type, last_error_message) values (%s, %s, 'UTC', 'failed', now(), 'ValueError', %s)",
+        "sync[eu]:key:\x1b[31m",
+        YEARLY,
+        "cannot read [/etc/app.conf]\x07",
+    )
+    shown = invoke("schedules", "list")
+    assert 0 == shown.exit_code
+    for text in ("sync[eu]:key:\\x1b[31m", "ValueError: cannot read [/etc/app.conf]\\x07"):
+        assert text in shown.stdout
+    assert f"paused: sync[eu]:key:\\x1b[31m {YEARLY}\n" == invoke("schedules", "pause", "sync[eu]:key:\x1b[31m").stdout
+
+
 def test_every_command_says_what_it_did(invoke: Invoke, schedules: Fleet) -> None:
     """One expression or all of a name; what was left alone, and why, is told on standard error."""
 
