@@ -48,7 +48,8 @@ def enqueue(store: Store, conn: AnyConnection, jobs: NewJobs, *, always_notify: 
     if len(parts) == 1:
         return (yield from _insert(store, parts, always_notify))
     yield from _begin(conn)
-    ids = yield InTransaction(_insert(store, parts, always_notify))
+    # The commit may come long after the first of them: a worker that was awake then may be asleep.
+    ids = yield InTransaction(_insert(store, parts, always_notify=True))
     return ids
 
 

@@ -246,6 +246,25 @@ async def test_only_sleepers_are_notified(queries: Queries, dsn: str, look: Look
         assert ["queued:fetch"] == heard + [n.payload for n in listener.notifies(timeout=0.05)]
 
 
+@pytest.mark.promise(6)
+async def test_a_call_of_several_statements_notifies_in_any_case(
+    queries: Queries, dsn: str, look: Look, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was awake when the first of them looked may be asleep when they are committed."""
+    monkeypatch.setattr(enqueueing, "MAX_JOBS", 2)
+    look(
+        "insert into {schema}.worker (worker_id, name, entrypoints, max_crashes, lease, sleeping) "
+        "values (1, 'w', '{{fetch,other}}', '{{1,1}}', 30, false)"
+    )
+    with psycopg.connect(dsn, autocommit=True) as listener:
+        listener.execute(sql.SQL("listen {}").format(sql.Identifier(f"pgq_anyio.{schema}")))
+        await queries.enqueue(["fetch"] * 2)
+        assert [] == list(listener.notifies(timeout=0.05))
+        await queries.enqueue(["fetch", "fetch", "other"])
+        heard = [n.payload for n in listener.notifies(timeout=5, stop_after=2)]
+        assert ["queued:fetch", "queued:other"] == sorted(heard)
+
+
 async def test_the_twins_have_the_same_methods() -> None:
     """What one form can do the other can, with the same parameters."""
     public = {name for name in vars(Queries) if not name.startswith("_")}
