@@ -14,7 +14,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Cancelled, ErrorText, Failed
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store._steps import run_steps
-from pgq_anyio._store.operating import set_paused
+from pgq_anyio._store.operating import run_schedules, set_paused
 from pgq_anyio._store.schedule import (
     Taken,
     fire_schedules,
@@ -225,6 +225,19 @@ async def test_what_comes_due_during_a_pause_is_passed_over(bench: Bench) -> Non
     state = await bench.state()
     assert not state.paused
     assert timedelta(seconds=100) < state.last_due_at - before.last_due_at
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_run_that_was_asked_for_does_not_outlast_a_pause(bench: Bench, asked: bool) -> None:
+    """Resumed, a schedule goes on with its next occurrence; one that was interrupted is still run."""
+    if asked:
+        await run_steps(bench.conn, run_schedules(bench.store, *KEY))
+    else:
+        await bench.execute("update {s}.schedule set given_back_due_at = last_due_at")
+    assert (await bench.state()).given_back_due_at is not None
+    await bench.pause(*KEY)
+    await bench.pause(*KEY, paused=False)
+    assert asked == ((await bench.state()).given_back_due_at is None)
 
 
 async def test_a_worker_that_was_declared_dead_takes_nothing(bench: Bench) -> None:

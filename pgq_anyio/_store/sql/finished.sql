@@ -66,13 +66,14 @@ where f.ctid = any (array(select tid from old))
     and f.finished_at >= %(starts_at)s::timestamptz and f.finished_at < %(ends_at)s::timestamptz
 
 -- name: prune_errors
--- Not those of jobs that have not ended, however old: their record will tell of them.
+-- Not those of jobs that have not ended, however old: their record will tell of them; nor those that a record tells of.
 with old as materialized (
     select e.ctid as tid from {schema}.attempt_error e
     where e.failed_at < now() - make_interval(secs => %(retention)s::double precision)
         and not exists (select from {schema}.deferred d where d.job_id = e.job_id)
         and not exists (select from {schema}.queued q where q.job_id = e.job_id)
         and not exists (select from {schema}.running r where r.job_id = e.job_id)
+        and (select f.job_id from {schema}.finished f where f.job_id = e.job_id limit 1) is null
     order by e.failed_at limit %(limit)s::integer
     for update of e skip locked
 )

@@ -135,6 +135,7 @@ with chosen as materialized (
 ), changed as (
     update {schema}.schedule s set
         paused = %(paused)s::boolean, asked_for = s.asked_for and not %(paused)s::boolean,
+        given_back_due_at = case when not (s.asked_for and %(paused)s::boolean) then s.given_back_due_at end,
         last_due_at = case when %(paused)s::boolean
             then s.last_due_at else greatest(s.last_due_at, pg_catalog.clock_timestamp()) end
     from chosen c where s.name operator(pg_catalog.=) c.name and s.expression operator(pg_catalog.=) c.expression
