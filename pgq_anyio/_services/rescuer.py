@@ -4,7 +4,8 @@
 the other worker, as that worker's row states it. The database's clock may step, a server may have been promoted or away
 for an hour: nobody is judged by that. When a beat was *made* is estimated from its age in the answer, but never as
 earlier than our own look before it, and only if the database's clock ran as ours did between the two looks; otherwise
-the lease is counted from the moment we saw it.
+the lease is counted from the moment we saw it. Time in which we saw nothing does not count: after a pause of our own
+looks everybody has a full lease again, for the server may have been away from all.
 
 The heartbeats' answers bring all the sightings: as long as everybody is well this asks the database nothing.
 """
@@ -60,6 +61,8 @@ class Sighting:
 class Sightings:
     """What is known of the other workers."""
 
+    #: after a longer time without a look (in seconds) nobody is judged, and every lease counts from the next look
+    longest_gap: float
     _seen: dict[int, Sighting] = attrs.field(factory=dict, init=False)
     _left: dict[int, int] = attrs.field(factory=dict, init=False)
     _last_look: float | None = attrs.field(default=None, init=False)
@@ -76,6 +79,9 @@ class Sightings:
             self._last_look is not None and abs((clock - self._last_clock) - (now - self._last_look)) < CLOCK_TOLERANCE
         )
         earliest = self._last_look if steady and self._last_look is not None else now
+        if self._is_blind(now):
+            self._seen.clear()
+            earliest = now
         self._left = {peer.worker_id: peer.beat for peer in peers if peer.has_left}
         known = {peer.worker_id for peer in peers}
         self._seen = {worker_id: seen for worker_id, seen in self._seen.items() if worker_id in known}
@@ -86,15 +92,21 @@ class Sightings:
                 self._seen[peer.worker_id] = Sighting(peer.beat, made_at, peer.lease)
         self._last_look, self._last_clock = now, clock
 
-    def next_due(self) -> float:
+    def next_due(self, now: float) -> float:
         """When the earliest lease runs out, unless its worker beats again."""
         if self._left:
             return -math.inf
+        if self._is_blind(now):
+            return math.inf
         return min((seen.due_at for seen in self._seen.values()), default=math.inf)
+
+    def _is_blind(self, now: float) -> bool:
+        return self._last_look is not None and now - self._last_look > self.longest_gap
 
     def dead(self, now: float) -> list[tuple[int, int]]:
         """(worker id, beat) of those whose time is over, and of those who said that they leave."""
-        gone = {worker_id: seen.beat for worker_id, seen in self._seen.items() if seen.due_at <= now}
+        seen_now = {} if self._is_blind(now) else self._seen
+        gone = {worker_id: seen.beat for worker_id, seen in seen_now.items() if seen.due_at <= now}
         return sorted((gone | self._left).items())
 
     def forget(self, judged: Sequence[tuple[int, int]], *, now: float) -> None:
@@ -113,7 +125,7 @@ class Rescuer:
 
     line: Line
     store: Store
-    sightings: Sightings = attrs.field(factory=Sightings, init=False)
+    sightings: Sightings
     _orphans: bool = attrs.field(default=False, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
 
@@ -125,8 +137,12 @@ class Rescuer:
 
     async def wait_due(self) -> None:
         """Wait until a worker may be dead, or rows belong to nobody."""
-        while not self._orphans and (pause := self.sightings.next_due() - anyio.current_time()) > 0:
+        while not self._orphans and (pause := self._pause()) > 0:
             await self._bell.wait(None if math.isinf(pause) else pause)
+
+    def _pause(self) -> float:
+        now = anyio.current_time()
+        return self.sightings.next_due(now) - now
 
 
 async def run_rescuer(rescuer: Rescuer) -> None:

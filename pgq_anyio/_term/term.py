@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Final
 
 import anyio
 from anyio import CancelScope
@@ -24,7 +25,7 @@ from .._services.listener import Ear, worker_channel
 from .._services.overdue import OverdueWatch
 from .._services.promoter import Promoter
 from .._services.pruner import Pruner
-from .._services.rescuer import Rescuer
+from .._services.rescuer import Rescuer, Sightings
 from .._services.scheduler import Scheduler
 from .._store.worker import BEATS_PER_LEASE
 from .handlers import Handlers
@@ -32,6 +33,10 @@ from .lines import Lines
 from .news import News
 from .registration import Registration
 from .worker import Worker
+
+#: Without an answer for so many heartbeats nobody is judged: of two workers with the same lease, the server was away
+#: from one for at least that long before the other may seem dead.
+BLIND_AFTER: Final = 2.0
 
 
 class Term:
@@ -131,7 +136,7 @@ class Term:
             start_run=self.handlers.start_scheduled,
         )
         self._shields = (self.claimer.shield, limited_shield, schedule_shield)
-        self.rescuer = Rescuer(line=self.lines.dispatch, store=store)
+        self.rescuer = Rescuer(line=self.lines.dispatch, store=store, sightings=Sightings(BLIND_AFTER * beat))
         self.pruner = Pruner(
             line=self.lines.maintenance,
             store=store,
