@@ -134,7 +134,7 @@ async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
         await keep(run_overdue_watch, term.overdue, name="overdue watch")
         async with anyio.create_task_group() as upkeep:
             with term.lease.scope:
-                if await _until(stop.wait_requested, partial(_start_upkeep, term, upkeep)):
+                if await _until(stop.wait_requested, partial(_start_upkeep, term, keep, upkeep)):
                     async with _open_process_pool(term) as pool:
                         term.handlers.open_tools(pool)
                         with term.stop_scope:
@@ -143,10 +143,11 @@ async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
             upkeep.cancel_scope.cancel()
 
 
-async def _start_upkeep(term: Term, upkeep: TaskGroup) -> None:
-    """What has to work before anything is claimed, and goes on until the last job has ended."""
-    guard = partial(_guard, term.worker)
-    await upkeep.start(guard, run_heartbeat, term.heart, name="heartbeat")
+async def _start_upkeep(term: Term, keep: _Keep, upkeep: TaskGroup) -> None:
+    """What has to work before anything is claimed, and goes on until the last job has ended: the heartbeat even if all
+    is cancelled, for handlers in threads may go on for long.
+    """
+    await keep(run_heartbeat, term.heart, name="heartbeat")
     await upkeep.start(_run_listener, term, name="listener")
 
 
