@@ -2,6 +2,8 @@
 
 - Host names are resolved in threads of their own: a reconnect must not wait behind the application's threads. A look-up
   that takes too long is left behind, since nothing can interrupt it; it holds nothing.
+- An attempt that was not answered is remembered for a while, and its host is tried after the others: who has less time
+  than ``connect_timeout`` (a claim, a heartbeat) would else never come to the second one.
 - ``connect_timeout`` bounds the look-up and then each host, as in libpq.
 - libpq sees one host at a time. ``prefer-standby`` would then take the first host whatever it is, so it is done in two
   rounds here: every host as a standby, then every host.
@@ -9,7 +11,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
+from typing import Final
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -23,6 +28,15 @@ from .tls import tls_advice
 
 #: Threads that may look up host names at the same time.
 LOOKUPS = 8
+
+#: A host that has not answered within this time (in seconds) ...
+SILENCE: Final = 1.0
+#: ... comes after the others for so long (in seconds).
+SILENT_FOR: Final = 60.0
+
+_Place = tuple[object, object, object]
+#: When the attempts began that have not been answered (monotonic clock).
+_unanswered: dict[_Place, float] = {}
 
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("pgq_anyio_lookups")
 
@@ -40,12 +54,22 @@ async def open_pgconn(conninfo: str, options: Mapping[str, ConnParam]) -> PGconn
     failures: list[tuple[str, errors.Error]] = []
     for attempt in await _attempts(params, timeout):
         place = f"{attempt.get('host') or attempt.get('hostaddr') or 'default host'}"
+        began_at = time.monotonic()
+        answered = False
         try:
             with anyio.move_on_after(timeout):
-                return await drive_connecting(generators.connect(make_conninfo("", **attempt)))
+                pgconn: PGconn = await drive_connecting(generators.connect(make_conninfo("", **attempt)))
+                answered = True
+                return pgconn
             failures.append((place, errors.ConnectionTimeout(f"no answer within {timeout} s")))
         except errors.Error as error:
+            answered = True
             failures.append((place, error))
+        finally:
+            if answered:
+                _unanswered.pop(_place_of(attempt), None)
+            elif time.monotonic() - began_at > SILENCE:
+                _unanswered[_place_of(attempt)] = began_at
     refusal = _summary(failures)
     advice = tls_advice(str(refusal))
     if advice is not None:
@@ -60,8 +84,15 @@ async def _attempts(params: ConnDict, timeout: float) -> list[ConnDict]:
         )
         if params.get("target_session_attrs") == "prefer-standby" and len(attempts) > 1:
             attempts = [{**a, "target_session_attrs": role} for role in ("standby", "any") for a in attempts]
-        return attempts
+        long_ago = time.monotonic() - SILENT_FOR
+        for place in [place for place, began_at in _unanswered.items() if began_at < long_ago]:
+            del _unanswered[place]
+        return sorted(attempts, key=lambda attempt: _unanswered.get(_place_of(attempt), -math.inf))
     raise errors.ConnectionTimeout(f"host names could not be resolved within {timeout} s")
+
+
+def _place_of(attempt: ConnDict) -> _Place:
+    return attempt.get("host"), attempt.get("hostaddr"), attempt.get("port")
 
 
 def _summary(failures: list[tuple[str, errors.Error]]) -> errors.Error:

@@ -14,6 +14,7 @@ import pytest
 from psycopg import errors
 
 from pgq_anyio._db import Connection, Statement, batch, is_transient
+from pgq_anyio._db import _connecting as connecting
 from tests.bounds import Within
 from tests.db.conftest import OwnServer, Proxy
 from tests.db.steps import at_suspension
@@ -225,6 +226,29 @@ async def test_several_hosts(own_server: OwnServer) -> None:
         f"{hosts} port={down},{own_server.port} target_session_attrs=prefer-standby"
     ) as conn:
         assert not conn.closed
+
+
+async def test_a_silent_host_comes_after_the_others(own_server: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who gives up before the host's own time is over comes to the next one with the next attempt. Not for ever."""
+    monkeypatch.setattr(connecting, "SILENCE", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        ports = f"{silent.getsockname()[1]},{own_server.port}"
+        dsn = f"host=127.0.0.1,localhost port={ports} user=postgres dbname=postgres connect_timeout=60"
+
+        async def is_silent() -> bool:
+            with anyio.move_on_after(0.5) as scope:
+                await Connection.connect(dsn)
+            return scope.cancelled_caught
+
+        assert await is_silent()
+        for _ in range(2):
+            with anyio.fail_after(20):
+                async with await Connection.connect(dsn) as conn:
+                    assert own_server.port == conn.info.port
+        monkeypatch.setattr(connecting, "SILENT_FOR", 0.0)
+        assert await is_silent()
 
 
 async def test_fork(dsn: str) -> None:
