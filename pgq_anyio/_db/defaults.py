@@ -23,17 +23,19 @@ _VARIABLES: Final = {"connect_timeout": "PGCONNECT_TIMEOUT", "application_name":
 
 
 def defaults_for(conninfo: str, **others: str) -> dict[str, str]:
-    """The parameters that neither the DSN nor the environment sets.
+    """The parameters that neither the DSN nor the environment sets, and the encoding, which is UTF-8 in any case: what
+    a database of another one cannot keep is then an error of its statement, and not of everything that writes texts.
 
     :param conninfo: a DSN in either of libpq's forms
     :param others: further parameters that are defaults only
     """
     given = conninfo_to_dict(conninfo)
-    return {
+    defaults = {
         name: value
         for name, value in {**DEFAULTS, **others}.items()
         if name not in given and not os.environ.get(_VARIABLES.get(name, ""))
     }
+    return {**defaults, "client_encoding": "utf8"}
 
 
 def connect_blocking(conninfo: str, **options: Any) -> psycopg.Connection[Any]:

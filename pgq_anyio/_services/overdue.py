@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import anyio
 import attrs
 from anyio.abc import TaskStatus
+from psycopg import Error
 
 from .._db import retrying
 from .._db.line import Line
-from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
+from .._errors import in_a_line
 from .._holdings import Run
 from .._scheduled import ScheduledRun
 from .._store._sql import Store
@@ -31,6 +31,8 @@ logger = logging.getLogger("pgq_anyio.overdue")
 
 #: The shortest pause between two looks at timeouts (in seconds).
 SHORTEST_PAUSE: Final = 0.5
+#: How long to try to say of one job in the database that it is overdue (in seconds).
+LONGEST_MARK: Final = 5.0
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -115,10 +117,17 @@ async def report_once(watch: OverdueWatch) -> int:
         )
     for run in overdue:
         if isinstance(run, Run) and not run.ended:
-            await retrying(partial(_mark, watch, run), what="marking a job as overdue", patience=PATIENCE)
+            await _mark(watch, run)
     return len(overdue)
 
 
 async def _mark(watch: OverdueWatch, run: Run) -> None:
-    conn = await watch.line.connection()
-    await mark_overdue(conn, watch.store, run.held)
+    """Say so in the database, if that can be done soon: others wait to be named."""
+
+    async def mark() -> None:
+        await mark_overdue(await watch.line.connection(), watch.store, run.held)
+
+    try:
+        await retrying(mark, what="marking a job as overdue", max_time=LONGEST_MARK, patience=LONGEST_MARK)
+    except (Error, OSError) as error:
+        logger.info("the record of %s will not say that it is overdue: %s", run.title, in_a_line(error))

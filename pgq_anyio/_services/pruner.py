@@ -32,6 +32,8 @@ SHORTEST_INTERVAL: Final = 60.0
 PATIENCE: Final = 2.0
 #: Pause after a first pass that had to be given up (in seconds).
 SOON: Final = 60.0
+#: After this time without an end (in seconds) the connection is taken to have gone silent; twice as long the next time.
+SILENCE: Final = 600.0
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -67,7 +69,7 @@ async def run_pruner(pruner: Pruner, *, task_status: TaskStatus[None] = anyio.TA
 
 
 async def _prune(pruner: Pruner) -> None:
-    await retrying(partial(prune_once, pruner), what="pruning the record of finished jobs")
+    await retrying(partial(prune_once, pruner), what="pruning the record of finished jobs", patience=SILENCE)
 
 
 async def prune_once(pruner: Pruner) -> int:
