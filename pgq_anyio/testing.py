@@ -31,6 +31,7 @@ from psycopg import sql
 from ._app import PgQueuer
 from ._context import Context, ExecutionTools, OuterScopes
 from ._db.defaults import connect_blocking
+from ._db.inner_scopes import watch_inner_scopes
 from ._embedded import EmbeddedServer
 from ._errors import first_leaf
 from ._executors import ProcessPool
@@ -164,5 +165,5 @@ async def _call(
     )
     with CancelScope() as scope:
         context.open(scope)
-        return await call_handler(executor, job, context, timeout)
+        return await call_handler(executor, job, context, watch_inner_scopes(), timeout)
     raise AssertionError("nobody cancels this scope")

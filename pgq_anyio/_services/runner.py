@@ -14,6 +14,7 @@ import anyio
 from anyio import CancelScope
 
 from .._context import Context, entered_context, outer_cancelled
+from .._db.inner_scopes import InnerScopes, watch_inner_scopes
 from .._errors import JobTimeout
 from .._holdings import Run
 from .._lifecycle import (
@@ -38,10 +39,13 @@ logger = logging.getLogger("pgq_anyio.runner")
 _INTERRUPT_MODULES = frozenset({"trio._core._ki", "asyncio.runners"})
 
 
-async def run_job(run: Run, scope: CancelScope, is_over: bool, end: Callable[[Run, Outcome], None]) -> None:
+async def run_job(
+    run: Run, scope: CancelScope, inner: InnerScopes, is_over: bool, end: Callable[[Run, Outcome], None]
+) -> None:
     """Run a job to its end.
 
     :param scope: the job's own scope, in which this is called
+    :param inner: what is opened in it
     :param is_over: whether no job may start any more
     :param end: called exactly once with the outcome, when no code of the handler runs any more
     """
@@ -53,7 +57,7 @@ async def run_job(run: Run, scope: CancelScope, is_over: bool, end: Callable[[Ru
             return
         context.open(scope)
         try:
-            error = await call_handler(run.entrypoint.executor, job, context, run.entrypoint.timeout)
+            error = await call_handler(run.entrypoint.executor, job, context, inner, run.entrypoint.timeout)
         except anyio.get_cancelled_exc_class():
             outcome = _decide(run, None, interrupted=True)
             raise
@@ -64,11 +68,21 @@ async def run_job(run: Run, scope: CancelScope, is_over: bool, end: Callable[[Ru
             outcome = _decide(run, error, interrupted=interrupted)
     finally:
         context.close()
+        if inner.were_left:
+            _tell_left_open(run)
         if isinstance(outcome, Failed):
             logger.warning(
                 "job %d of %r failed: %s: %s", job.id, job.entrypoint, outcome.error.type, outcome.error.message
             )
         end(run, outcome)
+
+
+def _tell_left_open(run: Run | ScheduledRun) -> None:
+    logger.warning(
+        "%s has left a cancel scope or a task group open; it was cancelled. Does an async generator yield inside of "
+        "it? Iterate that to its end, or close it with contextlib.aclosing()",
+        run.title,
+    )
 
 
 def unstarted_outcome(context: Context) -> Outcome:
@@ -105,19 +119,23 @@ async def run_schedule(run: ScheduledRun, end: Callable[[ScheduledRun, Outcome],
     """
     context = run.context
     outcome: Outcome = GIVEN_BACK
+    inner: InnerScopes | None = None
     try:
         if context.cancel_reason is not None:
             return
         with CancelScope() as scope:
+            inner = watch_inner_scopes()
             context.open(scope)
             try:
-                error = await call_handler(run.entry.executor, run.schedule, context, timeout=None)
+                error = await call_handler(run.entry.executor, run.schedule, context, inner, timeout=None)
             except anyio.get_cancelled_exc_class():
                 outcome = _decide_schedule(context, None, interrupted=True)
                 raise
             interrupted = context.has_seen_cancellation or (error is not None and outer_cancelled())
             outcome = _decide_schedule(context, error, interrupted=interrupted)
     finally:
+        if inner is not None and inner.were_left:
+            _tell_left_open(run)
         if isinstance(outcome, Failed):
             logger.warning("schedule %r failed: %s: %s", run.held.name, outcome.error.type, outcome.error.message)
         end(run, outcome)
@@ -142,10 +160,11 @@ def _decide_schedule(context: Context, error: BaseException | None, *, interrupt
 
 
 async def call_handler(
-    executor: Executor, task: Job | Schedule, context: Context, timeout: float | None
+    executor: Executor, task: Job | Schedule, context: Context, inner: InnerScopes, timeout: float | None
 ) -> BaseException | None:
-    """Call a handler and catch what is its own.
+    """Call a handler and catch what is its own. What it leaves open is closed.
 
+    :param inner: what is opened in this task
     :param timeout: the longest it may run (in seconds), or ``None``
     :return: what it raised, a ``JobTimeout``, or ``None`` if it returned
     """
@@ -153,12 +172,20 @@ async def call_handler(
     try:
         with entered_context(context):
             if timeout is None:
-                await context.follow(executor.execute(task, context))
+                try:
+                    await context.follow(executor.execute(task, context))
+                finally:
+                    if inner.innermost() is not inner.own:
+                        await inner.close()  # noqa: ASYNC102  (what it waits for is the handler's)
                 return None
             with anyio.move_on_after(timeout) as scope:
                 context.open_timeout(scope)
                 try:
-                    await context.follow(executor.execute(task, context))
+                    with inner.within():
+                        try:
+                            await context.follow(executor.execute(task, context))
+                        finally:
+                            await inner.close()  # noqa: ASYNC102  (as above)
                 except BaseException:
                     # Asked first, this is false for a deadline that has passed unseen, in a blocked event loop.
                     if outer_cancelled() and scope.cancel_called:

@@ -21,7 +21,8 @@ them a second out of 15,000, and taking jobs together 30,000 (uvloop; 8,300 and 
   ``own_task=True``; threads are always waited for, so that nothing is gained by stepping them.
 - First steps are made in the order of the jobs, which trio does not promise of tasks that are started together. Jobs in
   processes that were claimed ahead wait for their process in this order.
-- A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job.
+- A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job; nor does one
+  in which a handler has left a scope of its own open (``_db/inner_scopes.py``).
 - ``cr_frame`` and ``cr_await`` of what a slot awaits are the job's: dumps of a waiting task show the handler's stack.
 """
 
@@ -42,6 +43,7 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import cancel_shielded_checkpoint
 
+from .._db.inner_scopes import InnerScopes, watch_inner_scopes
 from .._db.task import cancel_requests, rename_current_task
 from .._holdings import Holdings, Run
 from .._registry import HandlerKind
@@ -65,7 +67,7 @@ class Slots:
     tasks: TaskGroup
     holdings: Holdings
     #: runs a job to its end, in the scope around the call; nothing but a cancellation or a real Ctrl-C goes through
-    run_job: Callable[[Run, CancelScope, bool], Coroutine[Any, Any, None]]
+    run_job: Callable[[Run, CancelScope, InnerScopes, bool], Coroutine[Any, Any, None]]
     #: whether no job may start any more, because a scope around all of them was cancelled
     is_over: Callable[[], bool]
     #: called with jobs that waited for a slot in vain, in their order
@@ -180,30 +182,31 @@ class Slots:
 
     async def _run_alone(self, run: Run) -> None:
         with CancelScope() as scope:
-            await self.run_job(run, scope, self.is_over())
+            await self.run_job(run, scope, watch_inner_scopes(), self.is_over())
 
     async def _serve(self) -> None:
         count_cancels = cancel_requests()
         try:
             while True:
                 with CancelScope() as scope:
-                    await self._serve_in(scope, count_cancels)
-                if _is_as_new(scope) or not await self._is_wanted_again(count_cancels):
+                    inner = watch_inner_scopes()
+                    await self._serve_in(scope, inner, count_cancels)
+                if inner.were_left or _is_as_new(scope) or not await self._is_wanted_again(count_cancels):
                     return
         finally:
             self.go_on()
 
-    async def _serve_in(self, scope: CancelScope, count_cancels: Callable[[], int]) -> None:
+    async def _serve_in(self, scope: CancelScope, inner: InnerScopes, count_cancels: Callable[[], int]) -> None:
         """Run one job after the other until there will be none, or somebody has cancelled the scope."""
         while True:
             try:
-                remainder = await self._take_until_one_waits(scope, count_cancels)
+                remainder = await self._take_until_one_waits(scope, inner, count_cancels)
             finally:
                 self._takers -= 1
                 self.go_on()
             if remainder is not None:
                 await remainder
-            if not _is_as_new(scope) or not await self._is_wanted_again(count_cancels):
+            if inner.were_left or not _is_as_new(scope) or not await self._is_wanted_again(count_cancels):
                 return
 
     async def _is_wanted_again(self, count_cancels: Callable[[], int]) -> bool:
@@ -226,7 +229,9 @@ class Slots:
             raise
         return True
 
-    async def _take_until_one_waits(self, scope: CancelScope, count_cancels: Callable[[], int]) -> Remainder | None:
+    async def _take_until_one_waits(
+        self, scope: CancelScope, inner: InnerScopes, count_cancels: Callable[[], int]
+    ) -> Remainder | None:
         """Make the first steps of jobs, up to one that waits; what is left of it, or ``None`` if there are no more."""
         began_at = time.monotonic()
         is_over = self.is_over()
@@ -236,12 +241,12 @@ class Slots:
                 self._start_alone(run)
                 continue
             variables = copy_context()
-            steps = self.run_job(run, scope, is_over)
+            steps = self.run_job(run, scope, inner, is_over)
             try:
                 wanted = variables.run(steps.send, None)
             except StopIteration:
                 self._most_takers = max(1, self._most_takers // 2)
-                if run.context.is_requested or count_cancels():
+                if inner.were_left or run.context.is_requested or count_cancels():
                     break
             else:
                 took = max(time.monotonic() - began_at, TURN / MOST_TAKERS)

@@ -23,6 +23,7 @@ from pgq_anyio import (
     Snooze,
 )
 from pgq_anyio._context import ExecutionTools, OuterScopes
+from pgq_anyio._db.inner_scopes import watch_inner_scopes
 from pgq_anyio._holdings import Run
 from pgq_anyio._lifecycle import GIVEN_BACK, Outcome
 from pgq_anyio._models import Held
@@ -189,5 +190,5 @@ async def test_a_scope_around_the_run_counts_before_the_timeout(app: PgQueuer) -
 
         with CancelScope() as scope:
             run = Run(Held(job, 1, 1), app._registry.entrypoints["slow"], context)
-            await run_job(run, scope, False, lambda run, outcome: ended.append(outcome))
+            await run_job(run, scope, watch_inner_scopes(), False, lambda run, outcome: ended.append(outcome))
     assert [GIVEN_BACK] == ended

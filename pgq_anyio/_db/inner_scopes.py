@@ -1,0 +1,146 @@
+"""What a handler has opened in its task and never closed: cancel scopes and task groups.
+
+An async generator that yields inside of one and is left in the middle is enough. The scopes around it, which are ours,
+can then not be closed in order: AnyIO and trio raise, and with that error the worker would end. And what is left open
+would be around whatever runs next in this task. So it is cancelled for its owner, its tasks are waited for as those of
+any handler are, it is closed, and the task takes no further job.
+
+AnyIO cannot be asked which scope is the innermost one, nor for its tasks; the backends know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from anyio import CancelScope
+
+
+class InnerScopes(ABC):
+    """What the calling task opens from now on."""
+
+    __slots__ = ("own", "were_left")
+
+    def __init__(self) -> None:
+        #: the innermost scope of now
+        self.own = self.innermost()
+        #: whether any was left open: this task is to take no further job
+        self.were_left = False
+
+    @abstractmethod
+    def innermost(self) -> Any:
+        """The innermost scope, as the backend has it."""
+
+    @abstractmethod
+    def _around(self, scope: Any) -> Any:
+        """The scope around this one, or ``None``."""
+
+    @abstractmethod
+    def _cancel(self, scope: Any) -> None: ...
+
+    @abstractmethod
+    def _exit(self, scope: Any) -> None: ...
+
+    @abstractmethod
+    async def _wait(self, scopes: list[Any]) -> None:
+        """Wait for the tasks of these scopes."""
+
+    async def close(self) -> None:
+        """Cancel and close what is still open."""
+        scopes = self._opened()
+        for scope in scopes:
+            self._cancel(scope)
+        if scopes:
+            await self._wait(scopes)
+            self.were_left = True
+        for scope in scopes:
+            self._exit(scope)
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """Let the scopes of now be among those around, for the length of a block."""
+        before, self.own = self.own, self.innermost()
+        try:
+            yield
+        finally:
+            self.own = before
+
+    def _opened(self) -> list[Any]:
+        """Those that are open, the innermost first."""
+        scopes = []
+        scope = self.innermost()
+        while scope is not None and scope is not self.own:
+            scopes.append(scope)
+            scope = self._around(scope)
+        return [] if scope is None else scopes
+
+
+class _InnerScopesOnTrio(InnerScopes):
+    __slots__ = ("_number", "_task")
+
+    def __init__(self) -> None:
+        self._task = sys.modules["trio"].lowlevel.current_task()
+        self._number = len(self._task._child_nurseries)
+        super().__init__()
+
+    def innermost(self) -> Any:
+        return self._task._cancel_status
+
+    def _around(self, scope: Any) -> Any:
+        return scope.parent
+
+    def _cancel(self, scope: Any) -> None:
+        scope._scope.cancel()
+
+    def _exit(self, scope: Any) -> None:
+        scope._scope.__exit__(None, None, None)
+
+    async def _wait(self, scopes: list[Any]) -> None:
+        for nursery in reversed(self._task._child_nurseries[self._number :]):
+            await nursery._nested_child_finished(None)
+
+
+class _InnerScopesOnAsyncio(InnerScopes):
+    __slots__ = ("_state", "_task")
+
+    def __init__(self) -> None:
+        states: Any = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", {})
+        self._task = asyncio.current_task()
+        self._state = states.get(self._task)
+        super().__init__()
+
+    def innermost(self) -> Any:
+        return getattr(self._state, "cancel_scope", None)
+
+    def _around(self, scope: Any) -> Any:
+        return scope._parent_scope
+
+    def _cancel(self, scope: Any) -> None:
+        scope.cancel()
+
+    def _exit(self, scope: Any) -> None:
+        scope.__exit__(None, None, None)
+
+    async def _wait(self, scopes: list[Any]) -> None:
+        with CancelScope(shield=True):
+            while tasks := _tasks_of(scopes[-1]) - {self._task}:
+                await asyncio.wait(tasks)
+
+
+def _tasks_of(scope: Any) -> set[Any]:
+    tasks = set(scope._tasks)
+    for inner in scope._child_scopes:
+        tasks |= _tasks_of(inner)
+    return tasks
+
+
+def watch_inner_scopes() -> InnerScopes:
+    """Know what the calling task opens from now on."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return _InnerScopesOnTrio()
+    return _InnerScopesOnAsyncio()
