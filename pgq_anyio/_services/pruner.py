@@ -20,7 +20,7 @@ from .._db import retrying
 from .._db.line import Line
 from .._retention import Retention
 from .._store._sql import Store
-from .._store.finished import ensure_partitions, prune_finished, sweep_finished
+from .._store.finished import ensure_partitions, prune_finished, prune_leftovers, sweep_finished
 
 logger = logging.getLogger("pgq_anyio.pruner")
 
@@ -79,6 +79,7 @@ async def prune_once(pruner: Pruner) -> int:
         made = await ensure_partitions(conn, pruner.store)
         dropped = await prune_finished(conn, pruner.store, retention=pruner.retention)
         dropped += await sweep_finished(conn, pruner.store, retention=pruner.retention, swept=pruner.swept)
+        dropped += await prune_leftovers(conn, pruner.store, retention=pruner.retention)
     finally:
         pruner.line.close()
     if made or dropped:

@@ -67,7 +67,7 @@ async def ensure_partitions(conn: Connection, store: Store, *, days: int = 7) ->
 
 
 async def prune_finished(conn: Connection, store: Store, *, retention: Retention) -> int:
-    """Remove records of jobs that ended long ago, and errors and cancel requests as old of jobs that have ended.
+    """Remove records of jobs that ended long ago.
 
     Days are dropped as a whole. Everything else is deleted row by row.
 
@@ -91,7 +91,15 @@ async def prune_finished(conn: Connection, store: Store, *, retention: Retention
         except errors.InsufficientPrivilege as error:
             logger.warning("partitions of finished jobs cannot be dropped: %s", error)
             break
-    removed += await _prune_rows(conn, store, "prune_default", **_times(retention))
+    return removed + await _prune_rows(conn, store, "prune_default", **_times(retention))
+
+
+async def prune_leftovers(conn: Connection, store: Store, *, retention: Retention) -> int:
+    """Remove old errors and cancel requests that no job and no record needs any more.
+
+    :return: how many rows were removed
+    """
+    removed = 0
     for statement in ("prune_errors", "prune_cancels"):
         removed += await _prune_rows(conn, store, statement, retention=retention.longest)
     return removed

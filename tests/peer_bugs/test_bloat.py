@@ -19,7 +19,7 @@ from pgq_anyio import _holdings as holdings
 from pgq_anyio._db import Connection
 from pgq_anyio._retention import Retention
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.finished import prune_finished, sweep_finished
+from pgq_anyio._store.finished import prune_finished, prune_leftovers, sweep_finished
 from tests.store.conftest import Connect, connect, store
 from tests.store.scenes import add_jobs, cancel, rows, value
 from tests.store.test_strict_order import open_snapshot
@@ -62,6 +62,7 @@ async def make_room(conn: Connection, store: Store) -> None:
     """Remove all records, as retention does, and vacuum."""
     await prune_finished(conn, store, retention=Retention.of(0))
     await sweep_finished(conn, store, retention=Retention.of(0), swept=set())
+    await prune_leftovers(conn, store, retention=Retention.of(0))
     tables = "select oid, relname from pg_class where relnamespace = '{schema}'::regnamespace and relkind = 'r'"
     with anyio.fail_after(60):  # another test's transaction may keep the rows for a while
         for oid, table in await rows(conn, store, tables):

@@ -12,7 +12,7 @@ from pgq_anyio._lifecycle import Again, ErrorText
 from pgq_anyio._models import JobId
 from pgq_anyio._retention import Retention
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.finished import PRUNE_BATCH, ensure_partitions, prune_finished
+from pgq_anyio._store.finished import PRUNE_BATCH, ensure_partitions, prune_finished, prune_leftovers
 from pgq_anyio._store.running import finish_jobs, settle_jobs
 from tests.store.conftest import Connect
 from tests.store.scenes import add_jobs, add_worker, cancel, claim, rows, value
@@ -182,10 +182,10 @@ async def test_old_errors_of_attempts_are_removed(conn: Connection, store: Store
     await rows(
         conn, store, "update {schema}.attempt_error set failed_at = failed_at - interval '8 days' where job_id = 1"
     )
-    assert 0 == await prune_finished(conn, store, retention=Retention.of(7 * DAY))
+    assert 0 == await prune_leftovers(conn, store, retention=Retention.of(7 * DAY))
     assert [(1,), (2,)] == await rows(conn, store, "select job_id from {schema}.attempt_error order by 1")
     await rows(conn, store, "delete from {schema}.finished returning 1")
-    assert 1 == await prune_finished(conn, store, retention=Retention.of(7 * DAY))
+    assert 1 == await prune_leftovers(conn, store, retention=Retention.of(7 * DAY))
     assert [(2,)] == await rows(conn, store, "select job_id from {schema}.attempt_error")
 
 

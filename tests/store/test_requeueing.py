@@ -13,12 +13,12 @@ from pgq_anyio._models import JobId, JobStatus
 from pgq_anyio._retention import Retention
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store._steps import Steps, run_steps
-from pgq_anyio._store.finished import prune_finished
 from pgq_anyio._store.requeueing import EndedFilter, requeue_jobs, requeue_matching
 from pgq_anyio._store.running import settle_jobs
 from tests.store.conftest import Connect
 from tests.store.scenes import add_jobs, add_worker, claim, rows, status, value, wait_blocked
 from tests.store.test_plans import plan_of
+from tests.store.test_sweeping import prune
 
 pytestmark = pytest.mark.anyio
 
@@ -104,9 +104,9 @@ async def test_a_job_that_is_being_requeued_is_not_pruned(conn: Connection, conn
     async with operator.transaction():
         assert [job_id] == await run_steps(operator, requeue_jobs(store, [job_id]))
         with anyio.fail_after(5):
-            assert 0 == await prune_finished(conn, store, retention=Retention.of(0))
+            assert 0 == await prune(conn, store, Retention.of(0))
     assert JobStatus.QUEUED is await status(conn, store, job_id)
-    assert 0 == await prune_finished(conn, store, retention=Retention.of(0))
+    assert 0 == await prune(conn, store, Retention.of(0))
 
 
 @pytest.mark.promise(33, 47)

@@ -11,7 +11,7 @@ from pgq_anyio._lifecycle import Again, ErrorText
 from pgq_anyio._retention import DAY, Retention
 from pgq_anyio._store import finished
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.finished import prune_finished, sweep_finished
+from pgq_anyio._store.finished import prune_finished, prune_leftovers, sweep_finished
 from pgq_anyio._store.running import finish_jobs, settle_jobs
 from tests.store.conftest import Connect
 from tests.store.scenes import add_jobs, add_worker, cancel, claim, rows, value
@@ -57,7 +57,8 @@ async def left(conn: Connection, store: Store) -> dict[str, int]:
 async def prune(conn: Connection, store: Store, retention: Retention, swept: set[str] | None = None) -> int:
     """One pass of a pruner."""
     removed = await prune_finished(conn, store, retention=retention)
-    return removed + await sweep_finished(conn, store, retention=retention, swept=set() if swept is None else swept)
+    removed += await sweep_finished(conn, store, retention=retention, swept=set() if swept is None else swept)
+    return removed + await prune_leftovers(conn, store, retention=retention)
 
 
 @pytest.mark.promise(46)
