@@ -212,8 +212,6 @@ class Operate(Waiting):
                 one = state.schedules.rows[key]
                 match self.act:
                     case "pause":
-                        if one.asked_for:
-                            one.given_back_due_at = None
                         one.paused, one.asked_for = True, False
                     case "resume":
                         one.paused, one.last_due_at = False, NOW

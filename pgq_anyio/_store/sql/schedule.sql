@@ -124,8 +124,8 @@ from {schema}.schedule s left join {schema}.worker w on w.worker_id operator(pg_
 order by s.name, s.expression
 
 -- name: set_paused
--- What comes due while a schedule is paused is passed over, not missed; and so is a run that was asked for before, until it
--- is asked for again. Without an expression: all of the name.
+-- What comes due while a schedule is paused is passed over, not missed. A run that was asked for before, or interrupted,
+-- waits for the end of the pause. Without an expression: all of the name.
 with chosen as materialized (
     select s.name, s.expression from {schema}.schedule s
     where s.name operator(pg_catalog.=) %(name)s::pg_catalog.text
@@ -135,7 +135,6 @@ with chosen as materialized (
 ), changed as (
     update {schema}.schedule s set
         paused = %(paused)s::boolean, asked_for = s.asked_for and not %(paused)s::boolean,
-        given_back_due_at = case when not (s.asked_for and %(paused)s::boolean) then s.given_back_due_at end,
         last_due_at = case when %(paused)s::boolean
             then s.last_due_at else greatest(s.last_due_at, pg_catalog.clock_timestamp()) end
     from chosen c where s.name operator(pg_catalog.=) c.name and s.expression operator(pg_catalog.=) c.expression
