@@ -91,6 +91,11 @@ async def _attempts(params: ConnDict, timeout: float) -> list[ConnDict]:
     raise errors.ConnectionTimeout(f"host names could not be resolved within {timeout} s")
 
 
+def forget_silence() -> None:
+    """Try all hosts in their order again: the one that answers is not the one that is wanted."""
+    _unanswered.clear()
+
+
 def _place_of(attempt: ConnDict) -> _Place:
     return attempt.get("host"), attempt.get("hostaddr"), attempt.get("port")
 

@@ -25,6 +25,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGconn, PGresult
 
 from . import _private
+from ._connecting import forget_silence
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -256,6 +257,7 @@ def error_of(conn: Connection, result: PGresult) -> errors.Error:
     """
     error = errors.error_from_result(result, encoding=_private.encoding(conn))
     if isinstance(error, errors.ReadOnlySqlTransaction) and conn.pgconn.parameter_status(b"in_hot_standby") == b"on":
+        forget_silence()
         conn.abort()
     return error
 
