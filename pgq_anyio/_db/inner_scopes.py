@@ -54,11 +54,14 @@ class InnerScopes(ABC):
         scopes = self._opened()
         for scope in scopes:
             self._cancel(scope)
-        if scopes:
+        if not scopes:
+            return
+        self.were_left = True
+        try:
             await self._wait(scopes)
-            self.were_left = True
-        for scope in scopes:
-            self._exit(scope)
+        finally:
+            for scope in scopes:
+                self._exit(scope)
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -101,7 +104,10 @@ class _InnerScopesOnTrio(InnerScopes):
 
     async def _wait(self, scopes: list[Any]) -> None:
         for nursery in reversed(self._task._child_nurseries[self._number :]):
-            await nursery._nested_child_finished(None)
+            finish = nursery._nested_child_finished
+            # Whoever closes the generator now would wait as well, and for ever.
+            nursery._nested_child_finished = _pass_on
+            await finish(None)
 
 
 class _InnerScopesOnAsyncio(InnerScopes):
@@ -131,8 +137,12 @@ class _InnerScopesOnAsyncio(InnerScopes):
                 await asyncio.wait(tasks)
 
 
+async def _pass_on(error: BaseException | None) -> BaseException | None:
+    return error
+
+
 def _tasks_of(scope: Any) -> set[Any]:
-    tasks = set(scope._tasks)
+    tasks = {task for task in scope._tasks if not task.done()}
     for inner in scope._child_scopes:
         tasks |= _tasks_of(inner)
     return tasks

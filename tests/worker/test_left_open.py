@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
 import pytest
+import sniffio
 
 from pgq_anyio import Job, JobStatus, PgQueuer, Queries, Schedule
 from pgq_anyio.testing import drain, running_worker
@@ -54,6 +57,23 @@ class Leaks:
         async for _ in self.kept[-1]:
             return
 
+    async def drop_one(self) -> None:
+        async for _ in self.slow_group():
+            return
+
+    async def slow_group(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tidy)
+            yield
+
+    async def _tidy(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.move_on_after(10, shield=True):
+                await anyio.sleep(0.1)
+                self.cancelled += 1
+
 
 @pytest.mark.parametrize("options", [{}, {"own_task": True}, {"timeout": 60.0}], ids=["shared", "own task", "timeout"])
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "waits"])
@@ -83,6 +103,37 @@ async def test_it_touches_no_other_job(
             await anyio.sleep(0.01)
     assert f"job {left} of 'leave' {SAID}" in caplog.text
     assert {left: JobStatus.SUCCESSFUL} == await queries.job_status([left])
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """What asyncio says of generators that it closes in vain is no failure of a test."""
+    if sniffio.current_async_library() != "asyncio":
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda loop, context: None)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+async def test_a_generator_that_is_dropped(app: PgQueuer, queries: Queries) -> None:
+    """The event loop closes it, too, while its tasks end, which it complains of: nobody waits for ever."""
+    leaks = Leaks()
+
+    @app.entrypoint("leave")
+    async def leave(job: Job) -> None:
+        await leaks.drop_one()
+
+    ids = await queries.enqueue("leave", [None] * 3)
+    with unheard(), anyio.fail_after(20):
+        await drain(app)
+    assert {JobStatus.SUCCESSFUL} == set((await queries.job_status(ids)).values())
+    assert 3 == leaks.cancelled
 
 
 @pytest.mark.parametrize("kind", ["scope", "group"])
