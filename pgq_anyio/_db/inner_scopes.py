@@ -40,10 +40,8 @@ class InnerScopes(ABC):
         """The scope around this one, or ``None``."""
 
     @abstractmethod
-    def _cancel(self, scope: Any) -> None: ...
-
-    @abstractmethod
-    def _exit(self, scope: Any) -> None: ...
+    def _usable(self, scope: Any) -> Any:
+        """What can be cancelled and left."""
 
     @abstractmethod
     async def _wait(self, scopes: list[Any]) -> None:
@@ -52,16 +50,16 @@ class InnerScopes(ABC):
     async def close(self) -> None:
         """Cancel and close what is still open."""
         scopes = self._opened()
-        for scope in scopes:
-            self._cancel(scope)
         if not scopes:
             return
         self.were_left = True
+        for scope in scopes:
+            self._usable(scope).cancel()
         try:
             await self._wait(scopes)
         finally:
             for scope in scopes:
-                self._exit(scope)
+                self._usable(scope).__exit__(None, None, None)
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -96,11 +94,8 @@ class _InnerScopesOnTrio(InnerScopes):
     def _around(self, scope: Any) -> Any:
         return scope.parent
 
-    def _cancel(self, scope: Any) -> None:
-        scope._scope.cancel()
-
-    def _exit(self, scope: Any) -> None:
-        scope._scope.__exit__(None, None, None)
+    def _usable(self, scope: Any) -> Any:
+        return scope._scope
 
     async def _wait(self, scopes: list[Any]) -> None:
         for nursery in reversed(self._task._child_nurseries[self._number :]):
@@ -125,11 +120,8 @@ class _InnerScopesOnAsyncio(InnerScopes):
     def _around(self, scope: Any) -> Any:
         return scope._parent_scope
 
-    def _cancel(self, scope: Any) -> None:
-        scope.cancel()
-
-    def _exit(self, scope: Any) -> None:
-        scope.__exit__(None, None, None)
+    def _usable(self, scope: Any) -> Any:
+        return scope
 
     async def _wait(self, scopes: list[Any]) -> None:
         with CancelScope(shield=True):

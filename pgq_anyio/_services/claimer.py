@@ -291,7 +291,8 @@ async def _poll(claimer: Claimer, pause: float) -> bool | None:
     found = None if await claimer.bell.wait(pause) else await _look(claimer)
     if found is None:
         claimer.drop_look()
-    claimer.next_look_at = -math.inf
+    else:
+        claimer.next_look_at = -math.inf
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -108,6 +109,25 @@ async def say_goodbye(conn: Connection, store: Store, held: Held) -> object:
     return given_back
 
 
+async def take_seats(
+    conn: Connection, store: Store, names: Sequence[str], unlimited: Sequence[str], claim_no: int, seats: int
+) -> list[tuple[str, int]]:
+    """Claim jobs of names that all need processes; names and priorities of what came."""
+    answer = await claim_limited(
+        conn,
+        store,
+        Scan.over(dict.fromkeys(names)),
+        worker_id=WORKER,
+        claim_no=claim_no,
+        limit=100,
+        reach=1,
+        unlimited=unlimited,
+        in_process=names,
+        processes=seats,
+    )
+    return [(job.entrypoint, job.priority) for job, _ in answer.jobs]
+
+
 @pytest.mark.promise(16)
 async def test_names_that_need_processes(conn: Connection, connect: Connect, store: Store) -> None:
     """Of all of them together no more are taken than there is room for, by priority, with and without limits. Those
@@ -122,21 +142,7 @@ async def test_names_that_need_processes(conn: Connection, connect: Connect, sto
         await add_jobs(conn, store, name=name, priorities=[priority])
     other = await connect()
 
-    async def take_in_processes(claim_no: int, seats: int) -> list[tuple[str, int]]:
-        answer = await claim_limited(
-            conn,
-            store,
-            Scan.over(dict.fromkeys(names)),
-            worker_id=WORKER,
-            claim_no=claim_no,
-            limit=100,
-            reach=1,
-            unlimited=names[1:],
-            in_process=names,
-            processes=seats,
-        )
-        return [(job.entrypoint, job.priority) for job, _ in answer.jobs]
-
+    take_in_processes = partial(take_seats, conn, store, names, names[1:])
     assert [("plainer", 5)] == await take_in_processes(1, 1)
     assert [("plain", 4), ("fetch", 3)] == await take_in_processes(2, 2)
     assert [("plainer", 2)] == await take_in_processes(3, 1)
@@ -158,25 +164,12 @@ async def test_of_names_that_need_processes_no_row_is_hidden(conn: Connection, c
     for priority, name in enumerate(names * 2):
         await add_jobs(conn, store, name=name, priorities=[priority])
 
-    async def take_in_processes(conn: Connection, claim_no: int, seats: int) -> list[int]:
-        answer = await claim_limited(
-            conn,
-            store,
-            Scan.over(dict.fromkeys(names)),
-            worker_id=WORKER,
-            claim_no=claim_no,
-            limit=100,
-            reach=1,
-            unlimited=names,
-            in_process=names,
-            processes=seats,
-        )
-        return [job.priority for job, _ in answer.jobs]
-
+    take_in_processes = partial(take_seats, store=store, names=names, unlimited=names)
     async with other.transaction():
-        assert [3] == await take_in_processes(other, 1, 1)
+        assert [("plain", 3)] == await take_in_processes(other, claim_no=1, seats=1)
         with anyio.fail_after(20):
-            assert [2, 1, 0] == await take_in_processes(conn, 2, 4)
+            rest = [("fetch", 2), ("plain", 1), ("fetch", 0)]
+            assert rest == await take_in_processes(conn, claim_no=2, seats=4)
 
 
 EXITS: dict[str, Leave] = {
