@@ -99,6 +99,7 @@ def _primary(error: psycopg.Error) -> str:
     primary = error.diag.message_primary
     if primary:
         return primary
-    lines = [line.strip(" \t-") for line in str(error).splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Multiple connection attempts", "Is the server"))]
+    # libpq's question stands on a line of its own, before what the next host has said.
+    lines = [line.strip(" \t-") for line in re.sub(r"\n\s*Is the server[^?]*\?", "", str(error)).splitlines()]
+    kept = [line for line in lines if line and not line.startswith("Multiple connection attempts")]
     return "; ".join(dict.fromkeys(kept)) or type(error).__name__

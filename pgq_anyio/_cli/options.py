@@ -19,6 +19,7 @@ import typer
 from .._client import SyncQueries
 from .._db.defaults import connect_blocking
 from .._embedded import EmbeddedServer
+from .._errors import shown
 from .._settings import DatabaseSource, find_database, redacted
 from .._store._sql import DEFAULT_SCHEMA, Store
 from .._store.migrations import check_schema_sync, migrate_sync
@@ -26,6 +27,8 @@ from .messages import UsageError
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
+#: Digits of the largest id. Python refuses to read numbers of thousands.
+_ID_DIGITS: Final = 19
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
@@ -164,8 +167,9 @@ def check_ids(texts: list[str]) -> list[int]:
     :raises UsageError: if one is none
     """
     for text in texts:
-        if not (text.isascii() and text.isdecimal()) or not 0 < int(text) < 2**63:
-            raise UsageError(f"{text!r} is no job id: write the number that enqueue printed")
+        is_number = text.isascii() and text.isdecimal() and len(text) <= _ID_DIGITS
+        if not is_number or not 0 < int(text) < 2**63:
+            raise UsageError(f"{shown(text)} is no job id: write the number that enqueue printed")
     return [int(text) for text in texts]
 
 

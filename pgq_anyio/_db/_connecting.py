@@ -5,15 +5,15 @@
 - An attempt that was not answered is remembered for a while, and its host is tried after the others: who has less time
   than ``connect_timeout`` (a claim, a heartbeat) would else never come to the second one.
 - ``connect_timeout`` bounds the look-up and then each host, as in libpq.
-- libpq sees one host at a time. ``prefer-standby`` would then take the first host whatever it is, so it is done in two
-  rounds here: every host as a standby, then every host.
+- libpq sees one host at a time. ``prefer-standby`` would then take the first host whatever it is, so psycopg makes two
+  rounds of it: every host as a standby, then every host.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -39,6 +39,13 @@ _Place = tuple[object, object, object]
 _unanswered: dict[_Place, float] = {}
 
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("pgq_anyio_lookups")
+
+
+class HostsError(errors.OperationalError):
+    """Raised if none of several hosts can be connected to, for different reasons."""
+
+    #: Why each attempt failed. They are judged one by one: what one host refuses says nothing about the others.
+    failures: Sequence[errors.Error] = ()
 
 
 async def open_pgconn(conninfo: str, options: Mapping[str, ConnParam]) -> PGconn:
@@ -82,8 +89,6 @@ async def _attempts(params: ConnDict, timeout: float) -> list[ConnDict]:
         attempts = await anyio.to_thread.run_sync(
             conninfo_attempts, params, abandon_on_cancel=True, limiter=lookup_limiter()
         )
-        if params.get("target_session_attrs") == "prefer-standby" and len(attempts) > 1:
-            attempts = [{**a, "target_session_attrs": role} for role in ("standby", "any") for a in attempts]
         long_ago = time.monotonic() - SILENT_FOR
         for place in [place for place, began_at in _unanswered.items() if began_at < long_ago]:
             del _unanswered[place]
@@ -101,7 +106,7 @@ def _place_of(attempt: ConnDict) -> _Place:
 
 
 def _summary(failures: list[tuple[str, errors.Error]]) -> errors.Error:
-    """One error for all hosts: of the kind of the last one, with every message once."""
+    """One error for all hosts, with every message once."""
     if not failures:
         return errors.OperationalError("the DSN names no host that can be tried")
     last = failures[-1][1]
@@ -109,7 +114,9 @@ def _summary(failures: list[tuple[str, errors.Error]]) -> errors.Error:
     if len(messages) == 1:
         return last.with_traceback(None)
     text = "; ".join(messages)
-    return type(last)(f"none of the hosts can be connected to: {text}", pgconn=last.pgconn)
+    refusal = HostsError(f"none of the hosts can be connected to: {text}", pgconn=last.pgconn)
+    refusal.failures = [error.with_traceback(None) for _, error in failures]
+    return refusal
 
 
 def lookup_limiter() -> anyio.CapacityLimiter:

@@ -43,6 +43,17 @@ def set_options(conn: Connection, *, autocommit: bool, context: AdaptContext | N
         conn._adapters = AdaptersMap(context.adapters)
 
 
+def transaction_options(conn: Connection) -> tuple[object, ...]:
+    """How the connection begins its transactions, by the client's attributes."""
+    return conn._autocommit, conn._isolation_level, conn._read_only, conn._deferrable
+
+
+def set_transaction_options(conn: Connection, options: tuple[Any, ...]) -> None:
+    """Make the attributes what ``transaction_options`` gave. No transaction is open."""
+    conn._autocommit, conn._isolation_level, conn._read_only, conn._deferrable = options
+    conn._begin_statement = b""
+
+
 def mark_closed(conn: WaitingConnection) -> None:
     """Note that we close the connection ourselves: it is then closed, and not ``broken``."""
     conn._closed = True

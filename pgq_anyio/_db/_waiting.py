@@ -64,7 +64,10 @@ def readable_waiter() -> tuple[Callable[[Any], Awaitable[None]], tuple[type[Base
 
 
 async def wait_ready(fd: int, want: Wait) -> Ready:
-    """Wait until the socket is ready for (some of) what is wanted."""
+    """Wait until the socket is ready for (some of) what is wanted.
+
+    :raises anyio.ClosedResourceError: if the socket is closed meanwhile
+    """
     if want == Wait.R:
         await anyio.wait_readable(fd)
         return Ready.R
@@ -73,16 +76,23 @@ async def wait_ready(fd: int, want: Wait) -> Ready:
         return Ready.W
     # Only if both sides' buffers are full, so this may be slow.
     ready = 0
+    failures: list[anyio.ClosedResourceError | OSError] = []
 
     async def wait_one(wait: Callable[[int], Awaitable[None]], flag: Ready) -> None:
         nonlocal ready
-        await wait(fd)
-        ready |= flag
+        try:
+            await wait(fd)
+        except (anyio.ClosedResourceError, OSError) as error:
+            failures.append(error)  # raised below: the task group would wrap it
+        else:
+            ready |= flag
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait_one, anyio.wait_readable, Ready.R)
         tasks.start_soon(wait_one, anyio.wait_writable, Ready.W)
+    if failures:
+        raise failures[0]
     return Ready(ready)
 
 

@@ -94,13 +94,15 @@ class Connection(WaitingConnection):
         :raises psycopg.OperationalError: if no host can be connected to
         """
         conn = cls(await open_pgconn(conninfo, kwargs), row_factory)
-        _private.set_options(conn, autocommit=autocommit, context=context)
+        # As it is told to be only afterwards: the greeting opens no transaction and is read as ours.
+        _private.set_options(conn, autocommit=True, context=None)
         try:
             with conn.interrupted_by(Interruption.ABORT):
                 conn.is_pooled = await greet(conn, pooled=pooled, settings=settings or {})
         except BaseException:
             conn.abort()
             raise
+        _private.set_options(conn, autocommit=autocommit, context=context)
         if conn.is_pooled and settings:
             conn.transaction_settings = TransactionSettings(settings)
         conn.use_statements = not conn.is_pooled if use_statements is None else use_statements

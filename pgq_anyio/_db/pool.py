@@ -4,7 +4,8 @@
 - An idle connection has nothing to read unless the server closed it, so every connection is checked for that when it is
   taken (about 1 µs, no round trip). After ``check_after`` seconds of idleness, and after an error, it is asked too.
 - A connection that was given back inside a transaction is rolled back, shielded and bounded; one that is still busy is
-  closed. Session state (``SET``, ``LISTEN``, temporary tables) is the business of who makes it.
+  closed. How it begins its transactions (``autocommit``, ``isolation_level`` …) is again what it was: who takes it next
+  would lose what he does. Session state (``SET``, ``LISTEN``, temporary tables) is the business of who makes it.
 - A task group in here would wrap the errors of users in groups, so there is none: old and idle connections are closed
   when others are given back.
 """
@@ -52,6 +53,7 @@ class _Slot:
 
     conn: Connection
     opened_at: float
+    options: tuple[object, ...]
     idle_since: float = 0.0
     suspect: bool = False
 
@@ -143,7 +145,7 @@ class Pool:
                 slot.conn.abort()
             slot = None
             conn = await Connection.connect(self._conninfo, **self._connect_kwargs)
-            return _Slot(conn, anyio.current_time())
+            return _Slot(conn, anyio.current_time(), _private.transaction_options(conn))
         except BaseException:
             if slot is not None:
                 slot.conn.abort()
@@ -161,6 +163,7 @@ class Pool:
             if self._slots is not slots or not _is_clean(conn) or now - slot.opened_at > MAX_LIFETIME:
                 conn.abort()
             else:
+                _private.set_transaction_options(conn, slot.options)
                 self._idle.append(slot)
             while self._idle and now - self._idle[0].idle_since > MAX_IDLE:
                 self._idle.popleft().conn.abort()

@@ -78,14 +78,16 @@ class TransactionSettings:
 async def greet(conn: Connection, *, pooled: bool | None, settings: Mapping[str, str]) -> bool:
     """Make settings for as long as the connection lasts, unless it leads through a pooler.
 
+    :param conn: a fresh connection, in autocommit mode
     :param pooled: whether it does, or ``None`` to look
     :return: whether it does
     """
     if pooled or (pooled is not None and not settings):
         return pooled
     asked = [list(settings), list(settings.values()), pooled, conn.pgconn.backend_pid]
-    cursor = await conn.execute(_GREETING, asked, prepare=False)
-    rows = await cursor.fetchall()
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(_GREETING, asked, prepare=False)
+        rows = await cursor.fetchall()
     found: bool = rows[0][0]
     return found
 

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from .._doorbell import Doorbell
 from .._errors import in_a_line
 from .._retry import RetryPolicy
+from ._connecting import HostsError
 
 T = TypeVar("T")
 
@@ -57,12 +58,15 @@ def is_transient(error: BaseException) -> bool:
 
     :return: ``True`` for a connection that was lost, refused or not found, a server that starts or stops, conflicts,
         timeouts, too many connections, and a read-only server (a failover); ``False`` for errors in a statement, a
-        wrong password, and everything that is no error of the database
+        wrong password, and everything that is no error of the database. If several hosts failed, one of them that may
+        come back is enough
     """
     if isinstance(error, ConnectionError):
         return True
     if not isinstance(error, psycopg.Error):
         return False
+    if isinstance(error, HostsError):
+        return any(is_transient(failure) for failure in error.failures)
     code = error.sqlstate
     if code is not None:
         return code in _TRANSIENT or code.startswith(_TRANSIENT_CLASSES)

@@ -37,8 +37,9 @@ PORT = 5432
 READY_TIMEOUT = 60.0
 #: How long to wait for those who only look whether there is a guardian (in seconds).
 OWN_TIMEOUT = 5.0
-#: How often a server that ends by itself is started again before it is given up.
-MAX_FAILED_STARTS = 5
+#: Pauses between attempts to start a server again that has ended by itself (in seconds): the first, and the longest.
+FIRST_PAUSE = 0.4
+LONGEST_PAUSE = 5.0
 
 
 class Guardian:
@@ -150,20 +151,23 @@ class Guardian:
                 raise
 
     def _supervise(self, binaries: PostgresBinaries, alive: FileLock) -> None:
-        """Start the server again whenever it ends. Processes of one that was killed may stop the first attempts."""
-        failed = 0
+        """Start the server again whenever it ends, for as long as somebody holds it.
+
+        Processes of one that was killed may stop the first attempts, a full disk many. Nothing is given up: who holds
+        the server has no other way to get it back.
+        """
+        pause = FIRST_PAUSE
         while self._server is not None:
             self._server.wait()
             if self._leaving.is_set():
                 return
             try:
                 self._start(binaries, alive)
-                failed = 0
-            except ServerStartError:
-                failed += 1
-                if failed >= MAX_FAILED_STARTS:
-                    raise
-                self._leaving.wait(0.2 * 2**failed)
+                pause = FIRST_PAUSE
+            except (PgqError, OSError) as error:
+                _say(error)
+                self._leaving.wait(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
 
     def _wait_for_holders(self, holders: FileLock) -> None:
         holders.wait_exclusive()
@@ -187,6 +191,12 @@ def _runnable(installed: Path, room: Path, account: Account | None) -> PostgresB
     if can_reach(account, installed / "postgres"):
         return PostgresBinaries(installed, account)
     return PostgresBinaries(copy_binaries(installed, room / "binaries"), account)
+
+
+def _say(error: Exception) -> None:
+    """Into the log of the server, if there is room for it."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"guardian: {str(error).splitlines()[0]}\n".encode())
 
 
 def _report(message: Mapping[str, object]) -> None:
@@ -218,7 +228,7 @@ def main(arguments: str) -> None:
             signal.signal(number, lambda *_: guardian.leave())
         guardian.run()
     except PgqError as error:
-        sys.stderr.write(f"guardian: {str(error).splitlines()[0]}\n")  # into the log: the report may find nobody
+        _say(error)  # the report may find nobody
         _report({"error": str(error), "configuration": isinstance(error, ConfigurationError)})
         sys.exit(1)
     except BaseException as error:

@@ -101,6 +101,7 @@ class EmbeddedServer:
         self._options = dict(options or {})
         self._room: Path | None = None
         self._holders: FileLock | None = None
+        self._pid = os.getpid()
 
     @property
     def directory(self) -> Path:
@@ -138,6 +139,7 @@ class EmbeddedServer:
         else:
             room = self._wanted or default_directory(find_account())
         self._room = room
+        self._pid = os.getpid()
         try:
             account = account_for(room)
             open_room(room, account)
@@ -154,6 +156,10 @@ class EmbeddedServer:
         room, holders = self._room, self._holders
         self._room = self._holders = None
         if room is None:
+            return
+        if os.getpid() != self._pid:  # a forked child that unwinds: the lock and the server are its parent's
+            if holders is not None:
+                holders.close()
             return
         if holders is not None:
             holders.unlock()

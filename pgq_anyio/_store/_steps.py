@@ -5,7 +5,8 @@ and returns its result. Who waits for the server, and how, is decided by the two
 that checks, SQL and order exist once. Nothing is done before a runner takes the first step.
 
 Statements go through cursors made here, never through ``connection.execute()``: a connection that a caller passes may
-have any row factory and any cursor class (with another syntax for placeholders).
+have any row factory and any cursor class (with another syntax for placeholders). Rows are read in binary, as our own
+connections read them: psycopg cannot read times as text unless the server's ``DateStyle`` is ISO.
 """
 
 from __future__ import annotations
@@ -38,10 +39,17 @@ class Fetch:
 
 @attrs.frozen
 class Execute:
-    """Any SQL. Without parameters it may be several commands; gives the rows of the first that has any."""
+    """Any SQL. Without parameters it may be several commands; gives nothing."""
 
     query: LiteralString | Composed
     params: Mapping[str, object] | None = None
+
+
+@attrs.frozen
+class Ask:
+    """One query of any SQL, without parameters; gives its rows."""
+
+    query: LiteralString | Composed
 
 
 @attrs.frozen
@@ -61,7 +69,7 @@ class InTransaction:
     steps: Steps[Any]
 
 
-Step = Fetch | Execute | CopyIn | InTransaction
+Step = Fetch | Execute | Ask | CopyIn | InTransaction
 Steps = Generator[Step, Any, T]
 
 
@@ -112,11 +120,14 @@ async def _take(conn: psycopg.AsyncConnection[Any], step: Step) -> Any:
     async with make(conn, row_factory=tuple_row) as cursor:
         match step:
             case Fetch(store, name, params):
-                await cursor.execute(store.sql(name), params)
+                await cursor.execute(store.sql(name), params, binary=True)
                 return await cursor.fetchall()
             case Execute(query, params):
                 await cursor.execute(query, params, prepare=False if params is None else None)
-                return await cursor.fetchall() if _seek_rows(cursor) else []
+                return []
+            case Ask(query):
+                await cursor.execute(query, prepare=False, binary=True)
+                return await cursor.fetchall()
             case CopyIn(store, name, types, rows):
                 async with cursor.copy(store.plain_sql(name)) as copy:
                     copy.set_types(types)
@@ -132,24 +143,18 @@ def _take_sync(conn: psycopg.Connection[Any], step: Step) -> Any:
     with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         match step:
             case Fetch(store, name, params):
-                return cursor.execute(store.sql(name), params).fetchall()
+                return cursor.execute(store.sql(name), params, binary=True).fetchall()
             case Execute(query, params):
                 cursor.execute(query, params, prepare=False if params is None else None)
-                return cursor.fetchall() if _seek_rows(cursor) else []
+                return []
+            case Ask(query):
+                return cursor.execute(query, prepare=False, binary=True).fetchall()
             case CopyIn(store, name, types, rows):
                 with cursor.copy(store.plain_sql(name)) as copy:
                     copy.set_types(types)
                     for row in rows:
                         copy.write_row(row)
                 return []
-
-
-def _seek_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
-    """Go to the first result with rows; whether there is one."""
-    while cursor.description is None:
-        if not cursor.nextset():
-            return False
-    return True
 
 
 def is_in_pipeline(conn: AnyConnection) -> bool:

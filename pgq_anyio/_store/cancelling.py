@@ -21,7 +21,7 @@ from psycopg import errors
 
 from .._models import JobId, JobStatus
 from ._sql import Store
-from ._steps import AnyConnection, Execute, Fetch, Steps, is_in_transaction
+from ._steps import AnyConnection, Ask, Fetch, Steps, is_in_transaction
 
 #: Ids in one statement, where each is a transaction of its own: rows stay locked for a few dozen milliseconds.
 CHUNK: Final = 1000
@@ -87,7 +87,7 @@ def cancel_jobs(
     """
     in_transaction = is_in_transaction(conn)
     if in_transaction:
-        isolation = (yield Execute(_ISOLATION))[0][0]
+        isolation = (yield Ask(_ISOLATION))[0][0]
         if isolation != "read committed":
             raise RuntimeError(
                 f"jobs cannot be cancelled in a transaction that is {isolation.upper()}: it cannot see the jobs that "

@@ -14,7 +14,7 @@ import attrs
 
 from .._models import JobId, JobStatus
 from ._sql import Store
-from ._steps import Execute, Fetch, Steps
+from ._steps import Ask, Fetch, Steps
 
 #: Jobs in one statement.
 CHUNK: Final = 1000
@@ -54,7 +54,7 @@ def requeue_matching(store: Store, wanted: EndedFilter) -> Steps[list[JobId]]:
 
     :return: the ids of those that were requeued, in their order
     """
-    now: datetime = (yield Execute(_CLOCK))[0][0]
+    now: datetime = (yield Ask(_CLOCK))[0][0]
     before = now if wanted.finished_before is None else min(now, wanted.finished_before)
     requeued: list[JobId] = []
     after = JobId(_BEFORE_ALL)

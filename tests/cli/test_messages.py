@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgq_anyio import AppLoadError, ConfigurationError, SchemaError
 from pgq_anyio._cli.messages import UsageError, explain
+from pgq_anyio._db import Connection
 
 
 def failed_connection(conninfo: str) -> psycopg.Error:
@@ -39,6 +41,23 @@ def test_missing_database_and_role(server_dsn: str) -> None:
     assert 'database "no_such_database" does not exist' in missing.message
     stranger = explain(failed_connection(f"{server_dsn} user=no_such_user"), database="the database")
     assert stranger.message.startswith("the database does not let us in: check user and password in the DSN")
+
+
+@pytest.mark.promise(39)
+@pytest.mark.anyio
+async def test_each_of_several_hosts_is_told(server_dsn: str) -> None:
+    """One is not there, and the other one lacks the database."""
+    there = conninfo_to_dict(server_dsn)
+    hosts = f"127.0.0.1,{there['host']}"
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await Connection.connect(
+            make_conninfo(**{**there, "host": hosts, "port": f"1,{there['port']}", "dbname": "no"})
+        )
+    told = explain(caught.value, database="the database")
+    assert told.message.startswith("the database does not exist: create it")
+    assert "refused" in told.message
+    assert "Is the server" not in told.message
+    assert "\n" not in told.message
 
 
 def test_other_errors_of_the_database(server_dsn: str) -> None:

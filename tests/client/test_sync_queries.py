@@ -32,6 +32,32 @@ def test_every_method_without_an_event_loop(sync_queries: SyncQueries) -> None:
     assert [] == sync_queries.enqueue([])
 
 
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres, MDY"])
+def test_any_style_of_dates(
+    dsn: str, schema: str, sync_queries: SyncQueries, look: Look, style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the server writes dates as text, they are read as they are, and other values too."""
+    job_ids = sync_queries.enqueue("fetch", [b"1", None], [1, 2], [None, timedelta(hours=1)])
+    sync_queries.mark_job_as_cancelled(job_ids[:1], "why")
+    look("insert into {schema}.schedule (name, expression, timezone) values ('report', '0 0 1 1 *', 'Asia/Tokyo')")
+    look(
+        "insert into {schema}.worker (worker_id, name, entrypoints, max_crashes, lease) "
+        "values (1, 'host:1', array['fetch'], array[3], 30)"
+    )
+    expected = list_all(sync_queries)
+    assert all(expected)
+    monkeypatch.setenv("PGDATESTYLE", style)
+    with SyncQueries(dsn, schema=schema) as queries, psycopg.connect(dsn) as connection:
+        assert expected == list_all(queries) == list_all(SyncQueries(connection, schema=schema))
+        assert job_ids[:1] == queries.requeue(entrypoint="fetch", status="cancelled", connection=connection)
+
+
+def list_all(queries: SyncQueries) -> tuple[object, ...]:
+    """All reads that have times in them."""
+    jobs = queries.list_jobs()
+    return jobs, [queries.get_job(job.id) for job in jobs], queries.schedules(), queries.workers()
+
+
 @pytest.mark.promise(7)
 def test_enqueue_imports_no_event_loop(dsn: str, schema: str) -> None:
     """A program that only enqueues runs no event loop, in a process of its own."""

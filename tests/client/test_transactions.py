@@ -170,6 +170,46 @@ async def test_a_pipeline_of_the_caller(queries: Queries, dsn: str, look: Look) 
     assert [(n,) for n in job_ids] == look("select job_id from {schema}.queued order by seq")
 
 
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_operating_in_a_pipeline_of_the_caller(queries: Queries, caller: Any, autocommit: bool) -> None:
+    """What has to be asked before is waited for: in a transaction and outside of one."""
+    await caller.set_autocommit(autocommit)
+    one, *others = job_ids = await queries.enqueue("fetch", [b"x"] * 3)
+    async with caller.pipeline(), caller.transaction():
+        assert [one] == await queries.mark_job_as_cancelled([one], connection=caller)
+    async with caller.pipeline():
+        assert others == await queries.mark_job_as_cancelled(entrypoint="fetch", connection=caller)
+        assert job_ids == await queries.requeue(entrypoint="fetch", status="cancelled", connection=caller)
+    await caller.commit()
+    assert {JobStatus.QUEUED} == set((await queries.job_status(job_ids)).values())
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_operating_in_a_blocking_pipeline_of_the_caller(
+    sync_queries: SyncQueries, sync_caller: psycopg.Connection[Any], autocommit: bool
+) -> None:
+    """The same without an event loop."""
+    sync_caller.autocommit = autocommit
+    one, *others = job_ids = sync_queries.enqueue("fetch", [b"x"] * 3)
+    with sync_caller.pipeline(), sync_caller.transaction():
+        assert [one] == sync_queries.mark_job_as_cancelled([one], connection=sync_caller)
+    with sync_caller.pipeline():
+        assert others == sync_queries.mark_job_as_cancelled(entrypoint="fetch", connection=sync_caller)
+        assert job_ids == sync_queries.requeue(entrypoint="fetch", status="cancelled", connection=sync_caller)
+    sync_caller.commit()
+    assert {JobStatus.QUEUED} == set(sync_queries.job_status(job_ids).values())
+
+
+async def test_a_connection_of_the_pool_is_left_as_it_was(queries: Queries, driver: PsycopgDriver, look: Look) -> None:
+    """Who switched autocommit off for his own statements does not undo what is enqueued after that."""
+    async with driver.connection() as connection:
+        await connection.set_autocommit(False)
+        await connection.execute("select 1")
+        await connection.commit()
+    await queries.enqueue("fetch")
+    assert 1 == count(look)
+
+
 async def test_the_wrong_kind_of_connection_is_named(queries: Queries, dsn: str, sync_queries: SyncQueries) -> None:
     """The message says what to use."""
     connection = await Connection.connect(dsn)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import anyio
+import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from pgq_anyio._db import PsycopgDriver
 
@@ -56,6 +59,22 @@ async def test_dedicated_connections(dsn: str) -> None:
     async with PsycopgDriver(f"{dsn} keepalives_idle=7") as driver, await driver.connect(role="x") as conn:
         assert "7" == conn.info.get_parameters()["keepalives_idle"]
         assert conn.use_statements
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_connection_as_the_caller_wants_it(dsn: str, autocommit: bool) -> None:
+    """Whatever rows are to be and whether statements commit: it is handed out with no transaction open, and keeps its
+    settings.
+    """
+    async with PsycopgDriver(dsn) as driver:
+        options: dict[str, Any] = {"row_factory": dict_row, "autocommit": autocommit, "settings": {"work_mem": "3MB"}}
+        async with await driver.connect(role="x", **options) as conn:
+            assert autocommit == conn.autocommit
+            assert psycopg.pq.TransactionStatus.IDLE == conn.pgconn.transaction_status
+            await conn.rollback()
+            rows: list[Any] = await (await conn.execute("show work_mem")).fetchall()
+            assert [{"work_mem": "3MB"}] == rows
+            assert autocommit == (psycopg.pq.TransactionStatus.IDLE == conn.pgconn.transaction_status)
 
 
 async def test_without_prepared_statements(dsn: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+import signal
 import socket
 import subprocess
 
@@ -11,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import psycopg
 import pytest
+from anyio.abc import TaskGroup
 from psycopg import errors
 
 from pgq_anyio._db import Connection, Statement, batch, is_transient
@@ -23,6 +26,7 @@ from tests.servers import free_port
 pytestmark = pytest.mark.anyio
 
 COUNT = Statement("count", "select count(*) from generate_series(1, 10)")
+ECHO = Statement("echo", "select %(value)s::text")
 SLEEP = Statement("sleep", "select pg_sleep(30)")
 
 
@@ -160,6 +164,44 @@ async def test_closed_by_another_task(conn: Connection) -> None:
     assert not conn.broken
 
 
+@pytest.mark.parametrize("way", ["execute", "statement", "copy"])
+async def test_closed_while_writing(own_server: OwnServer, way: str) -> None:
+    """A task that waits for a server which reads nothing is woken in the same way, with an error that passes."""
+    conn = await Connection.connect(own_server.dsn)
+    pid, big = conn.info.backend_pid, "x" * 20_000_000
+    await conn.execute("create temp table big (a text)")
+    assert [("",)] == await ECHO.fetch(conn, value="")
+
+    async def close() -> None:
+        await anyio.wait_all_tasks_blocked()
+        conn.abort()
+
+    async def write(tasks: TaskGroup) -> None:
+        def stop_reading() -> None:
+            os.kill(pid, signal.SIGSTOP)
+            tasks.start_soon(close)
+
+        if way == "copy":
+            async with conn.cursor() as cursor, cursor.copy("copy pg_temp.big from stdin") as copy:
+                stop_reading()
+                while True:
+                    await copy.write(big)
+        stop_reading()
+        if way == "execute":
+            await conn.execute("select %s::text", [big])
+        await ECHO.fetch(conn, value=big)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            with anyio.fail_after(10), pytest.raises(psycopg.OperationalError, match="closed while") as caught:
+                await write(tasks)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert is_transient(caught.value)
+    assert conn.closed
+    assert not conn.broken
+
+
 async def test_wrong_password(own_server: OwnServer) -> None:
     """A wrong password and an unknown database are errors that do not pass."""
     hba = own_server.data / "pg_hba.conf"
@@ -226,6 +268,28 @@ async def test_several_hosts(own_server: OwnServer) -> None:
         f"{hosts} port={down},{own_server.port} target_session_attrs=prefer-standby"
     ) as conn:
         assert not conn.closed
+
+
+async def test_hosts_are_judged_one_by_one(own_server: OwnServer) -> None:
+    """What one host will always refuse says nothing about another one, which may come back."""
+    down, up = free_port(), own_server.port
+    hosts = "host=one,two hostaddr=127.0.0.1,127.0.0.1 user=postgres dbname=nowhere"
+    for ports, expected in ((f"{down},{up}", True), (f"{up},{down}", True), (f"{up},{up}", False)):
+        with pytest.raises(psycopg.OperationalError, match=r"(?s)none of the hosts.*does not exist") as caught:
+            await Connection.connect(f"{hosts} port={ports}")
+        assert expected == is_transient(caught.value)
+        assert expected == is_transient(pickle.loads(pickle.dumps(caught.value)))
+
+
+@pytest.mark.parametrize("where", ["DSN", "environment"])
+async def test_prefer_standby_takes_two_rounds(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Every host is tried as a standby, and once more as whatever it is."""
+    wanted = {"target_session_attrs": "prefer-standby"} if where == "DSN" else {}
+    if where == "environment":
+        monkeypatch.setenv("PGTARGETSESSIONATTRS", "prefer-standby")
+    attempts = await connecting._attempts({**wanted, "host": "127.0.0.1,127.0.0.1", "port": "1,2"}, 5)
+    expected = [("1", "standby"), ("2", "standby"), ("1", None), ("2", None)]
+    assert expected == [(attempt["port"], attempt.get("target_session_attrs")) for attempt in attempts]
 
 
 async def test_a_silent_host_comes_after_the_others(own_server: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,28 @@ async def test_given_back_in_a_transaction(dsn: str) -> None:
                 await second.execute("select * from left_over")
 
 
+async def test_transactions_begin_as_before(dsn: str) -> None:
+    """How a user had his transactions begin is not how the next one's begin: whose work would be rolled back."""
+    settings = "select current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    async with Pool(dsn, max_size=1) as pool:
+        for leave in (Connection.commit, Connection.rollback, Connection.cancel_safe):
+            async with pool.connection() as first:
+                await first.set_autocommit(False)
+                await first.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
+                await first.set_read_only(True)
+                await first.set_deferrable(True)
+                await first.execute("select 1")
+                await leave(first)
+            async with pool.connection() as second:
+                assert first is second
+                assert (True, None) == (second.autocommit, second.isolation_level)
+                assert (None, None) == (second.read_only, second.deferrable)
+                await second.execute("select 1")
+                assert psycopg.pq.TransactionStatus.IDLE == second.pgconn.transaction_status
+                async with second.transaction():
+                    assert [("read committed", "off")] == await (await second.execute(settings)).fetchall()
+
+
 async def test_cancelled_at_every_await(dsn: str) -> None:
     """However a user is cancelled, all slots come back and every connection of the pool works."""
     async with Pool(dsn, max_size=2) as pool:

@@ -7,6 +7,7 @@ import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import psycopg
@@ -15,6 +16,7 @@ import pytest
 from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _guardian
 from pgq_anyio._embedded._account import find_account
 from pgq_anyio._embedded._server import find_binaries
+from pgq_anyio._errors import ConfigurationError
 from tests.embedded.children import Holder, guardian_of, postmaster_of, processes_of, query, started_at, wait_until
 
 
@@ -202,6 +204,19 @@ def test_failed_restart(place: Path) -> None:
             assert before != started_at(again)
 
 
+@pytest.mark.parametrize("error", [ServerStartError, ConfigurationError, OSError])
+def test_a_held_server_is_never_given_up(place: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    """While it cannot be started, as on a full disk, it is tried again and again, until it can, or nobody holds it."""
+    guardian = _guardian.Guardian(place, place, {}, account=None, ephemeral=False)
+    pauses: list[float] = []
+    monkeypatch.setattr(guardian, "_server", Mock())
+    monkeypatch.setattr(guardian, "_leaving", Mock(is_set=lambda: len(pauses) == 40, wait=pauses.append))
+    attempts = iter([*[error("no space left")] * 20, None, *[error("once more")] * 20])
+    monkeypatch.setattr(guardian, "_start", Mock(side_effect=attempts))
+    guardian._supervise(Mock(), Mock())
+    assert [0.4, 0.8, 1.6, 3.2, *[5.0] * 16] * 2 == pauses
+
+
 @pytest.mark.parametrize("name", ["room", "r" * 120])
 def test_same_place_after_crashes(place: Path, name: str) -> None:
     """The DSN holds as long as the server is held, through restarts and a lost guardian, on a long path too."""
@@ -232,6 +247,26 @@ def test_fork_does_not_hold(place: Path) -> None:
         os.close(writing)
         os.close(reading)
         os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_a_forked_child_that_unwinds_leaves_the_server(place: Path, ephemeral: bool) -> None:
+    """As after ``sys.exit()`` inside ``with``: the server is its parent's, and goes on. The child may have it, too."""
+    server = EmbeddedServer(place, ephemeral=True) if ephemeral else EmbeddedServer(place / "room")
+    with server as dsn:
+        before = started_at(dsn)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                server.__exit__(None, None, None)
+                with EmbeddedServer(place / "room"):
+                    pass
+                status = 0
+            finally:
+                os._exit(status)
+        assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert before == started_at(dsn)
 
 
 def test_entered_twice(place: Path) -> None:

@@ -25,15 +25,17 @@ from psycopg import errors
 
 from ..._errors import SchemaError
 from .._sql import DEFAULT_SCHEMA, Store
-from .._steps import Execute, InTransaction, Steps, run_steps, run_steps_sync
+from .._steps import Ask, Execute, InTransaction, Steps, run_steps, run_steps_sync
 
 T = TypeVar("T")
 
-#: READ COMMITTED, so that what is read after the wait for the lock is what the lock's last holder left. No search path,
-#: statement timeout or lock timeout of the user has a say in what a migration does.
+#: READ COMMITTED, so that what is read after the wait for the lock is what the lock's last holder left. No search path
+#: or time limit of the user has a say in what a migration does; servers know ``transaction_timeout`` from 17 on.
 _BEGIN: Final = (
     "set transaction isolation level read committed, read write; "
-    "set local search_path = pg_catalog, pg_temp; set local statement_timeout = 0; set local lock_timeout = 0"
+    "set local search_path = pg_catalog, pg_temp; set local statement_timeout = 0; set local lock_timeout = 0; "
+    "select pg_catalog.set_config(name, '0', true) from pg_catalog.pg_settings "
+    "where name operator(pg_catalog.=) 'transaction_timeout'"
 )
 _LOCK: Final = (
     "select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('pgq_anyio migrate ' || {schema_name}, 0))"
@@ -155,7 +157,7 @@ def _apply_next(store: Store) -> Steps[str | None]:
     name = next((name for name in migrations() if name not in present), None)
     if name is None:
         return None
-    if not present and not (yield Execute(store.bind(_HAS_SCHEMA)))[0][0]:
+    if not present and not (yield Ask(store.bind(_HAS_SCHEMA)))[0][0]:
         yield Execute(store.bind("create schema {schema}"))
     yield Execute(store.bind(migrations()[name]))
     yield Execute(store.bind(_RECORD, has_placeholders=True), {"name": name})
@@ -166,7 +168,7 @@ def _uninstall(store: Store) -> Steps[bool]:
     def drop() -> Steps[bool]:
         yield Execute(_BEGIN)
         yield Execute(store.bind(_LOCK))
-        if not (yield Execute(store.bind(_HAS_TABLE)))[0][0]:
+        if not (yield Ask(store.bind(_HAS_TABLE)))[0][0]:
             return False
         yield Execute(store.bind(_read("uninstall.sql")))
         return True
@@ -196,9 +198,9 @@ def _check(store: Store) -> Steps[None]:
 
 def _applied(store: Store) -> Steps[list[str]]:
     """The names of the migrations that the database has."""
-    if not (yield Execute(store.bind(_HAS_TABLE)))[0][0]:
+    if not (yield Ask(store.bind(_HAS_TABLE)))[0][0]:
         return []
-    return [row[0] for row in (yield Execute(store.bind(_APPLIED)))]
+    return [row[0] for row in (yield Ask(store.bind(_APPLIED)))]
 
 
 def _refuse_newer(store: Store, present: list[str]) -> None:
