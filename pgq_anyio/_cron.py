@@ -18,12 +18,17 @@ hour field and so loses a firing of ``0 */12 * * *`` where midnight is skipped. 
 changes of three hours and more alone, as corrections of a wrong clock; a zone's law is never that, so size is nothing
 here.
 
+croniter departs from crontab(5) in two more places: a range of one value (``9-9``) is any value to it, so such ranges
+are written as their value; and "either suffices", for day of month and day of week, does not hold for ``15W``,
+``fri#2`` and ``L5``, so these are refused together with the other.
+
 Times are whole seconds. Offsets are looked at once a day between two firings: two changes within one day that cancel
 each other would be missed, and no zone has had such.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -35,7 +40,7 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 from ._errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 #: crontab(5)'s names for common schedules. ``@reboot`` has no meaning for a fleet.
 NICKNAMES = {
@@ -48,7 +53,15 @@ NICKNAMES = {
     "@hourly": "0 * * * *",
 }
 
-MINUTE, HOUR, SECOND = 0, 1, 5
+MINUTE, HOUR, DAY, MONTH, WEEKDAY, SECOND = range(6)
+#: A range with the step and the ``#2`` that may follow it.
+RANGE = re.compile(r"(\w+)-(\w+)(/0*[1-9]\d*)?(#\d+)?", re.ASCII)
+#: Names for numbers, by field. ``L`` at an end of a range of days is the 31st.
+NAMES: dict[int, dict[str, str]] = {
+    DAY: {"l": "31"},
+    MONTH: {name: str(number) for name, number in croniter.ALPHACONV[MONTH].items()},
+    WEEKDAY: {name: str(number) for name, number in croniter.ALPHACONV[WEEKDAY].items()},
+}
 ONE_SECOND = timedelta(seconds=1)
 ONE_DAY = timedelta(days=1)
 
@@ -75,25 +88,34 @@ class CronSchedule:
             last** as croniter has them (``* * * * * */10`` is every ten seconds), or ``@hourly``, ``@daily``,
             ``@midnight``, ``@weekly``, ``@monthly``, ``@yearly``, ``@annually``. Fields take croniter's syntax (lists,
             ranges, steps, names, ``L``, ``15W``, ``fri#2``). If day of month and day of week are both restricted,
-            either suffices, as in crontab(5).
+            either suffices, as in crontab(5); then neither may be of the kind of ``15W``, ``fri#2`` and ``L5``.
         :param timezone: IANA name of the time zone the expression is meant in. Defaults to UTC.
-        :raises ConfigurationError: if the expression or the zone cannot be read, or the expression never fires
+        :raises ConfigurationError: if the expression or the zone cannot be read, or the expression never fires, or it
+            has a combination of days that croniter gets wrong
         """
         if not isinstance(expression, str):
             raise ConfigurationError(f"the expression must be a str, not {expression!r}")
         zone = _find_zone(timezone)
         expression = " ".join(expression.split())
-        plain = _plain_fields(expression)
+        plain = _single_values(_plain_fields(expression))
         try:
             parsed = croniter(plain)
-            # croniter looks 50 years ahead, so leap days are found and 30 February is not.
-            parsed.get_next(datetime)
+            if not _mixes_days(parsed):
+                # croniter looks 50 years ahead, so leap days are found and 30 February is not.
+                parsed.get_next(datetime)
         except CroniterBadDateError:
             raise ConfigurationError(
                 f"cron expression {expression!r} never fires: it names a date that no year has"
             ) from None
         except (CroniterError, ValueError, KeyError, IndexError) as error:
             raise ConfigurationError(f"cron expression {expression!r} cannot be read: {error}") from error
+        if _mixes_days(parsed):
+            day, weekday = (plain.split()[place] for place in (DAY, WEEKDAY))
+            raise ConfigurationError(
+                f"cron expression {expression!r} combines the day of month {day} with the day of week {weekday}, and "
+                f"W, # and a last weekday (L5) cannot be combined: use two schedules, one with {day!r} and '*', one "
+                f"with '*' and {weekday!r}"
+            )
         texts = plain.split()
         follows = parsed.expanded[HOUR] == ["*"] or any(
             texts[place].startswith("*") or parsed.expanded[place] == ["*"]
@@ -181,6 +203,30 @@ def _plain_fields(expression: str) -> str:
                 f"cron expression {expression!r} has the field {field!r}: H and R are not supported"
             )
     return expression
+
+
+def _single_values(fields: str) -> str:
+    """Write a range of one value as that value: croniter takes ``9-9`` for any hour, and crontab(5) for nine."""
+    return " ".join(
+        ",".join(_single_value(part, NAMES.get(place, {})) for part in field.split(","))
+        for place, field in enumerate(fields.split())
+    )
+
+
+def _single_value(part: str, names: Mapping[str, str]) -> str:
+    found = RANGE.fullmatch(part.lower())
+    if found is None:
+        return part
+    first, last, _, nth = found.groups()
+    ends = [names.get(end, end) for end in (first, last)]
+    is_single = all(end.isdecimal() for end in ends) and ends[0].lstrip("0") == ends[1].lstrip("0")
+    return f"{first}{nth or ''}" if is_single else part
+
+
+def _mixes_days(parsed: croniter) -> bool:
+    """Whether it should fire on days of either kind and would, by croniter, on days of both kinds only."""
+    by_day, by_weekday = (parsed.expanded[place] != ["*"] for place in (DAY, WEEKDAY))
+    return bool((by_day and parsed.nth_weekday_of_month) or (by_weekday and parsed.nearest_weekday))
 
 
 def _offset(instant: datetime, zone: ZoneInfo) -> timedelta:

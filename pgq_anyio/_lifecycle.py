@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import traceback
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -41,7 +41,20 @@ MAX_TRACEBACK: Final = 100_000
 
 
 class HandlerOutcome(Exception):  # noqa: N818  (these are answers of a handler, not errors)
-    """Base class of what a handler raises to say how its job goes on. All survive pickling, for processes."""
+    """Base class of what a handler raises to say how its job goes on. All survive pickling, for processes, and so do
+    subclasses, whatever their ``__init__`` takes.
+    """
+
+    #: what is recorded of one that has come from a process: causes and tracebacks do not travel
+    _told: ErrorText | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (type(self), self.args), vars(self)
+
+
+def _remake(kind: type[HandlerOutcome], args: tuple[object, ...]) -> HandlerOutcome:
+    """Make an answer whose attributes are still to be set."""
+    return kind.__new__(kind, *args)
 
 
 class Retry(HandlerOutcome):
@@ -57,9 +70,6 @@ class Retry(HandlerOutcome):
         self.delay: float | None = None if delay is None else seconds("delay", delay)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[Retry], tuple[float | None, str | None]]:
-        return Retry, (self.delay, self.reason)
-
 
 class Snooze(HandlerOutcome):
     """Run the job again later; the attempt is not counted.
@@ -70,9 +80,6 @@ class Snooze(HandlerOutcome):
     def __init__(self, delay: float | timedelta) -> None:
         super().__init__("snooze")
         self.delay: float = seconds("delay", delay)
-
-    def __reduce__(self) -> tuple[type[Snooze], tuple[float]]:
-        return Snooze, (self.delay,)
 
 
 class Cancel(HandlerOutcome):
@@ -85,9 +92,6 @@ class Cancel(HandlerOutcome):
         super().__init__(reason or "cancelled by its handler")
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[Cancel], tuple[str | None]]:
-        return Cancel, (self.reason,)
-
 
 class Discard(HandlerOutcome):
     """End the job as failed, whatever attempts are left.
@@ -98,9 +102,6 @@ class Discard(HandlerOutcome):
     def __init__(self, reason: str | None = None) -> None:
         super().__init__(reason or "discarded by its handler")
         self.reason = reason
-
-    def __reduce__(self) -> tuple[type[Discard], tuple[str | None]]:
-        return Discard, (self.reason,)
 
 
 @attrs.frozen
@@ -212,18 +213,19 @@ def decide_outcome(
         return GIVEN_BACK
     if error is None:
         return SUCCEEDED
-    answer = _common_outcome(error)
+    answer = find_answer(error)
     match answer:
         case Cancel():
             # A cancel from outside is refused a reason that cannot be stored; here it is too late to refuse anything.
             return Cancelled(None if answer.reason is None else _text_of(answer.reason))
         case Discard():
-            return Failed(ErrorText.of(answer.__cause__ or answer))
+            return Failed(text_of_answer(answer))
         case Snooze():
-            return Again(answer.delay, counted=False, error=None)
+            return Again(seconds("delay", answer.delay), counted=False, error=None)
         case Retry():
-            delay = policy.delay(attempt) if answer.delay is None else answer.delay
-            return Again(delay, counted=True, error=ErrorText.of(answer.__cause__ or answer))
+            # Checked again: a subclass may have set it by itself.
+            delay = policy.delay(attempt) if answer.delay is None else seconds("delay", answer.delay)
+            return Again(delay, counted=True, error=text_of_answer(answer))
         case _:
             text = ErrorText.of(error)
             if attempt < max_attempts and policy.retries(error):
@@ -231,7 +233,7 @@ def decide_outcome(
             return Failed(text)
 
 
-def _common_outcome(error: BaseException) -> HandlerOutcome | None:
+def find_answer(error: BaseException) -> HandlerOutcome | None:
     """The outcome that an exception stands for: a group counts only if all its leaves are one and the same kind."""
     if isinstance(error, HandlerOutcome):
         return error
@@ -241,3 +243,33 @@ def _common_outcome(error: BaseException) -> HandlerOutcome | None:
     if isinstance(first, HandlerOutcome) and all(type(other) is type(first) for other in others):
         return first
     return None
+
+
+def plain_answer(answer: HandlerOutcome) -> HandlerOutcome:
+    """The same answer without what a subclass makes of it.
+
+    :raises Exception: whatever a subclass does that is not what it says it is
+    """
+    match answer:
+        case Retry():
+            return Retry(answer.delay, answer.reason)
+        case Snooze():
+            return Snooze(answer.delay)
+        case Cancel():
+            return Cancel(answer.reason)
+        case Discard():
+            return Discard(answer.reason)
+        case _:
+            raise TypeError(f"{type(answer).__qualname__} is no answer")
+
+
+def text_of_answer(answer: HandlerOutcome) -> ErrorText:
+    """What is recorded of an answer: its cause, if it has one."""
+    return answer._told or ErrorText.of(answer.__cause__ or answer)
+
+
+def tell_answer(error: BaseException, text: ErrorText) -> None:
+    """Say what is to be recorded of the answer that an exception from a process stands for."""
+    answer = find_answer(error)
+    if answer is not None:
+        answer._told = text

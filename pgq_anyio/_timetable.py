@@ -25,6 +25,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 import attrs
+from attrs.converters import optional
 
 #: Name and expression: what a schedule is known by.
 ScheduleKey = tuple[str, str]
@@ -56,22 +57,31 @@ class Missed(StrEnum):
     CATCH_UP = "catch_up"
 
 
+def in_utc(moment: datetime) -> datetime:
+    """The same instant in UTC. Two times of the same other zone are compared by its wall clock: in the hour that comes
+    twice when summer time ends, two instants would be one.
+    """
+    return moment.astimezone(UTC)
+
+
 @attrs.frozen
 class ScheduleState:
-    """A row of the table ``schedule``, as far as it decides what runs next."""
+    """A row of the table ``schedule``, as far as it decides what runs next. Its times are in UTC, whatever the time
+    zone of the connection that read it.
+    """
 
     name: str
     expression: str
     #: the latest occurrence that was run or passed over
-    last_due_at: datetime
+    last_due_at: datetime = attrs.field(converter=in_utc)
     #: an occurrence whose run was interrupted: it is to be run again
-    given_back_due_at: datetime | None
+    given_back_due_at: datetime | None = attrs.field(converter=optional(in_utc))
     #: who runs it now, and by which claim
     worker_id: int | None
     claim_no: int | None
     paused: bool
     #: when the last run ended
-    last_finished_at: datetime | None
+    last_finished_at: datetime | None = attrs.field(converter=optional(in_utc))
     #: whether an operator has asked for a run, which a pause does not hold back
     asked_for: bool = False
 

@@ -114,7 +114,7 @@ async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: Callab
     matched = 0
     if len(jobs) < len(batch):
         runs = [(held, outcome) for held, outcome in batch if isinstance(held, HeldSchedule)]
-        matched += len(await release_schedules(conn, store, runs, leaving=leaving()))
+        matched += await _release(conn, store, runs, leaving=leaving())
     if successes:
         matched += len(await finish_jobs(conn, store, successes))
     if others:
@@ -140,3 +140,18 @@ async def _settle(conn: Connection, store: Store, endings: Sequence[tuple[Held, 
         held, outcome = endings[0]
         logger.error("the outcome of job %d cannot be stored, it fails instead: %s: %s", held.job.id, outcome, error)
         return len(await settle_jobs(conn, store, [(held, Failed(ErrorText.of(error)))]))
+
+
+async def _release(
+    conn: Connection, store: Store, endings: Sequence[tuple[HeldSchedule, Outcome]], *, leaving: bool
+) -> int:
+    """Store the ends of scheduled runs. What cannot be stored is treated as that of a job is."""
+    try:
+        return len(await release_schedules(conn, store, endings, leaving=leaving))
+    except DataError as error:
+        if len(endings) > 1:
+            return sum([await _release(conn, store, [ending], leaving=leaving) for ending in endings])
+        held, outcome = endings[0]
+        logger.error("the outcome of %r cannot be stored, it fails instead: %s: %s", held.name, outcome, error)
+        failed = Failed(ErrorText.of(error))
+        return len(await release_schedules(conn, store, [(held, failed)], leaving=leaving))

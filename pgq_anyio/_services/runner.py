@@ -95,14 +95,29 @@ def unstarted_outcome(context: Context) -> Outcome:
 def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outcome:
     if interrupted and run.context.is_waiting:
         return unstarted_outcome(run.context)
-    return decide_outcome(
-        error,
-        cancel_reason=_cancel_reason(run.context, interrupted=interrupted),
-        interrupted=interrupted,
-        attempt=run.held.job.attempt,
-        max_attempts=run.entrypoint.max_attempts,
-        policy=run.entrypoint.retry_policy,
-    )
+    try:
+        return decide_outcome(
+            error,
+            cancel_reason=_cancel_reason(run.context, interrupted=interrupted),
+            interrupted=interrupted,
+            attempt=run.held.job.attempt,
+            max_attempts=run.entrypoint.max_attempts,
+            policy=run.entrypoint.retry_policy,
+        )
+    except BaseException as broken:  # noqa: BLE001  (what a handler raises may be a class of its own, and do anything)
+        return _undecidable(error, broken)
+
+
+def _undecidable(error: BaseException | None, broken: BaseException) -> Outcome:
+    """The failure of a job whose handler has raised something that cannot be asked what it means.
+
+    :param broken: what came of asking
+    """
+    if isinstance(broken, KeyboardInterrupt) and _is_real_interrupt(broken):
+        raise broken
+    if broken is not error:
+        broken.__cause__ = error
+    return Failed(ErrorText.of(broken))
 
 
 def _cancel_reason(context: Context, *, interrupted: bool) -> CancelReason | None:
@@ -145,17 +160,20 @@ def _decide_schedule(context: Context, error: BaseException | None, *, interrupt
     """As for a job of one attempt. An occurrence is not tried again: its schedule has a next one."""
     if interrupted and context.is_waiting:
         return GIVEN_BACK
-    outcome = decide_outcome(
-        error,
-        cancel_reason=_cancel_reason(context, interrupted=interrupted),
-        interrupted=interrupted,
-        attempt=1,
-        max_attempts=1,
-        policy=RetryPolicy(),
-    )
-    if isinstance(outcome, Again):
-        assert error is not None, "only an exception asks for another attempt"
-        return Failed(outcome.error or ErrorText.of(error))
+    try:
+        outcome = decide_outcome(
+            error,
+            cancel_reason=_cancel_reason(context, interrupted=interrupted),
+            interrupted=interrupted,
+            attempt=1,
+            max_attempts=1,
+            policy=RetryPolicy(),
+        )
+        if isinstance(outcome, Again):
+            assert error is not None, "only an exception asks for another attempt"
+            return Failed(outcome.error or ErrorText.of(error))
+    except BaseException as broken:  # noqa: BLE001  (as for a job)
+        return _undecidable(error, broken)
     return outcome
 
 

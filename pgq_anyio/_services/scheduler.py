@@ -5,10 +5,10 @@ in one statement. Whoever comes too late learns from the same answer what the ro
 from the rows and in the database's time (``_timetable.py``), which the event loop's clock tells between two answers
 (``_database_clock.py``).
 
-What others change is heard by the notification ``schedule`` (a pause, a resumption, a run that was given back, a
-rescue), read again whenever the listener had to reconnect, and found at the latest at the schedule's next occurrence,
-which is asked for even while its row is believed to be paused or taken. So no statement is spent on watching, and a
-worker without schedules sends none.
+What others change is heard by the notification ``schedule`` (a pause, a resumption, a removal, a run that was given
+back, a rescue), read again whenever the listener had to reconnect, and found at the latest at the schedule's next
+occurrence, which is asked for even while its row is believed to be paused or taken. So no statement is spent on
+watching, and a worker without schedules sends none.
 
 Taking an occurrence is a commit point, as a claim is: the stretch until the run has started is shielded. If the answer
 is lost, the rows are read until it is known what became of it: a row that names us as its owner and that we do not run
@@ -38,6 +38,7 @@ from .._registry import ScheduleEntry
 from .._scheduled import ScheduledRun
 from .._store._sql import Store
 from .._store.schedule import (
+    Rows,
     Taken,
     fire_schedules,
     read_schedules,
@@ -151,11 +152,15 @@ async def run_scheduler(scheduler: Scheduler, *, task_status: TaskStatus[None] =
 
 async def register_once(scheduler: Scheduler) -> None:
     """Make all schedules known to the database, and read what it knows of them."""
+    await _register(scheduler)
+    await read_once(scheduler)
+
+
+async def _register(scheduler: Scheduler) -> None:
     conn = await scheduler.line.connection()
     known = [(entry.name, entry.expression, entry.cron.timezone) for entry in scheduler.entries.values()]
     await serve_schedules(conn, scheduler.store, scheduler.timetable.keys, worker_id=scheduler.worker_id)
     await register_schedules(conn, scheduler.store, sorted(known))
-    await read_once(scheduler)
 
 
 async def look_once(scheduler: Scheduler) -> int:
@@ -167,18 +172,28 @@ async def look_once(scheduler: Scheduler) -> int:
 
 
 async def read_once(scheduler: Scheduler) -> None:
-    """Take in what the rows say, and give back what they say that we run and do not."""
+    """Take in what the rows say, and give back what they say that we run and do not. Rows that were removed are made
+    again: the code is still here.
+    """
     scheduler._stale = False  # what is changed while the statement is under way must not be missed
     try:
-        asked_at = anyio.current_time()
-        conn = await scheduler.line.connection()
-        rows = await read_schedules(conn, scheduler.store, scheduler.timetable.keys)
+        asked_at, rows = await _read(scheduler)
+        if len(rows.states) < len(scheduler.entries):
+            await _register(scheduler)
+            asked_at, rows = await _read(scheduler)
         scheduler.observe(rows.clock, asked_at)
         unknown = scheduler.timetable.learn(rows.states, now=scheduler.clock.now())
         await _give_back(scheduler, unknown)
     except BaseException:
         scheduler._stale = True
         raise
+
+
+async def _read(scheduler: Scheduler) -> tuple[float, Rows]:
+    """When the rows were asked for (event loop's clock), and what they say."""
+    asked_at = anyio.current_time()
+    conn = await scheduler.line.connection()
+    return asked_at, await read_schedules(conn, scheduler.store, scheduler.timetable.keys)
 
 
 async def fire_once(scheduler: Scheduler, wanted: list[Wanted]) -> int:
@@ -207,7 +222,7 @@ async def fire_once(scheduler: Scheduler, wanted: list[Wanted]) -> int:
     unknown = scheduler.timetable.learn(taken.states, now=now)
     await _give_back(scheduler, unknown)
     if len(taken.states) < len(wanted):
-        # Rows were deleted under us; the code is still here, and so they are made again.
+        # Rows were removed, and we had not heard of it.
         await register_once(scheduler)
     scheduler.timetable.refused([one for one in wanted if one.state.key not in taken.fired], now=now)
     return len(taken.fired)
@@ -227,5 +242,7 @@ async def _give_back(scheduler: Scheduler, unknown: list[HeldSchedule]) -> None:
         return
     scheduler._stale = True  # whether this succeeds or not, the rows are to be read again
     conn = await scheduler.line.connection()
-    await release_schedules(conn, scheduler.store, [(held, GIVEN_BACK) for held in unknown])
-    logger.warning("gave back scheduled runs that were taken without an answer: %s", [held.name for held in unknown])
+    released = await release_schedules(conn, scheduler.store, [(held, GIVEN_BACK) for held in unknown])
+    if released:
+        names = [name for name, _, _ in released]
+        logger.warning("gave back scheduled runs that were taken without an answer: %s", names)

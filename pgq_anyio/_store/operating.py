@@ -12,7 +12,7 @@ from typing import Any
 from .._cron import CronSchedule
 from .._errors import ConfigurationError
 from .._models import ScheduleRecord
-from .._timetable import ScheduleKey
+from .._timetable import ScheduleKey, in_utc
 from ._sql import Store
 from ._steps import Fetch, Steps
 
@@ -44,7 +44,7 @@ def run_schedules(store: Store, name: str, expression: str | None) -> Steps[list
 def remove_schedules(store: Store, name: str, expression: str | None, *, force: bool) -> Steps[list[ScheduleKey]]:
     """Forget schedules.
 
-    :param force: also those that live workers have code for, or that run
+    :param force: also those that live workers have code for, which make them again, or that run
     :return: those that were removed
     """
     parameters = {"name": name, "expression": expression, "force": force}
@@ -56,8 +56,10 @@ def _keys(rows: list[tuple[Any, ...]]) -> list[ScheduleKey]:
 
 
 def _record(row: tuple[Any, ...]) -> ScheduleRecord:
+    # All times in UTC, as the next occurrence is: in another zone of the connection's they are not safely compared.
+    values: list[Any] = [in_utc(value) if isinstance(value, datetime) else value for value in row]
     name, expression, timezone, registered_at, last_due_at, given_back_due_at, paused, asked_for, is_orphaned, *rest = (
-        row
+        values
     )
     runs_once = asked_for and given_back_due_at is not None
     due = None if paused and not runs_once else given_back_due_at or _next_fire(expression, timezone, last_due_at)

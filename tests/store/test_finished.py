@@ -189,6 +189,18 @@ async def test_old_errors_of_attempts_are_removed(conn: Connection, store: Store
     assert [(2,)] == await rows(conn, store, "select job_id from {schema}.attempt_error")
 
 
+@pytest.mark.promise(46)
+async def test_who_cancelled_is_known_as_long_as_the_record(conn: Connection, store: Store) -> None:
+    """A request that was made long before its job ended is removed with the record, and not before it."""
+    ids = await add_jobs(conn, store, 2)
+    await cancel(conn, store, ids)
+    await rows(conn, store, "update {schema}.cancel_request set requested_at = requested_at - interval '8 days'")
+    assert 0 == await prune_leftovers(conn, store, retention=Retention.of(7 * DAY))
+    await rows(conn, store, "delete from {schema}.finished where job_id = %s", ids[0])
+    assert 1 == await prune_leftovers(conn, store, retention=Retention.of(7 * DAY))
+    assert [(ids[1],)] == await rows(conn, store, "select job_id from {schema}.cancel_request")
+
+
 async def test_a_worker_without_privileges_goes_on(conn: Connection, connect: Connect, store: Store) -> None:
     """A role that may use the tables but not change them records in the default partition, and deletes its old rows."""
     role = f"role_{store.schema}"

@@ -14,7 +14,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._lifecycle import GIVEN_BACK, SUCCEEDED, Cancelled, ErrorText, Failed
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store._steps import run_steps
-from pgq_anyio._store.operating import run_schedules, set_paused
+from pgq_anyio._store.operating import list_schedules, run_schedules, set_paused
 from pgq_anyio._store.schedule import (
     Taken,
     fire_schedules,
@@ -137,6 +137,32 @@ async def test_no_rows_still_tell_the_time(bench: Bench) -> None:
     taken = await bench.fire(wanted(gone, datetime.now(UTC)))
     assert ([], []) == (taken.states, taken.fired)
     assert taken.clock > 1e9
+
+
+@pytest.mark.promise(41)
+async def test_times_are_in_utc_whatever_the_connection_counts_in(bench: Bench, server_dsn: str) -> None:
+    """Two times of Berlin, in the hour that comes twice, would be one; all that is told of a row is in UTC."""
+    berlin = await Connection.connect(server_dsn, options="-c TimeZone=Europe/Berlin")
+    told: list[datetime | None] = []
+    try:
+        for number in range(2):
+            moment = datetime(2024, 10, 27, number, 30, tzinfo=UTC)
+            await bench.execute(
+                "update {s}.schedule set last_due_at = %s, given_back_due_at = %s, registered_at = %s,"
+                " last_finished_at = %s, worker_id = null, claim_no = null",
+                *[moment] * 4,
+            )
+            (state,) = (await read_schedules(berlin, bench.store, [KEY])).states
+            taken = await fire_schedules(berlin, bench.store, [wanted(state, moment)], worker_id=FIRST, claim_no=1)
+            assert [KEY] == taken.fired
+            (record,) = await run_steps(berlin, list_schedules(bench.store))
+            told += [state.last_due_at, state.given_back_due_at, state.last_finished_at, taken.states[0].last_due_at]
+            told += [record.last_due_at, record.registered_at, record.due_at, record.last_finished_at]
+    finally:
+        berlin.abort()
+    assert [f"2024-10-27T0{number}:30:00+00:00" for number in range(2) for _ in range(8)] == [
+        moment and moment.isoformat() for moment in told
+    ]
 
 
 async def test_an_occurrence_is_taken_once(bench: Bench) -> None:

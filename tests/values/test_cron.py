@@ -102,6 +102,61 @@ def test_bad_zones_are_refused(zone: str) -> None:
     assert repr(zone) in str(caught.value)
 
 
+@pytest.mark.promise(41)
+@pytest.mark.parametrize(
+    ("expression", "same"),
+    [
+        ("0 9-9 * * *", "0 9 * * *"),
+        ("5-5/2,40 0-00 * * *", "5,40 0 * * *"),
+        ("0 0 * * Mon-mon", "0 0 * * 1"),
+        ("0 0 * * 1-mon,fri", "0 0 * * 1,5"),
+        ("0 0 * * 7-7", "0 0 * * 0"),
+        ("0 0 * * 0-7", "0 0 * * *"),
+        ("0 0 * * fri-fri#2", "0 0 * * fri#2"),
+        ("0 0 1 jan-1 *", "0 0 1 1 *"),
+        ("0 0 31-L * *", "0 0 31 * *"),
+        ("0 0 * * * 7-7", "0 0 * * * 7"),
+    ],
+)
+def test_a_range_of_one_value_is_that_value(expression: str, same: str) -> None:
+    """As in crontab(5), over both changes of summer time too."""
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    expected = CronSchedule.parse(same, "Europe/Berlin").fires_between(start, start + timedelta(days=800), 400)
+    actual = CronSchedule.parse(expression, "Europe/Berlin").fires_between(start, start + timedelta(days=800), 400)
+    assert expected == actual
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize(
+    ("day", "weekday"),
+    [("1", "fri#2"), ("13", "fri#2"), ("*/2", "fri#2"), ("1-31", "L5"), ("L", "l5"), ("15W", "mon"), ("15W", "0-6")],
+)
+def test_days_that_cannot_be_combined_are_refused(day: str, weekday: str) -> None:
+    """By croniter they fire on the days that are both; the message says how to have either."""
+    with pytest.raises(ConfigurationError, match="use two schedules") as caught:
+        CronSchedule.parse(f"0 9 {day} * {weekday}")
+    assert f"one with {day!r} and '*', one with '*' and {weekday!r}" in str(caught.value)
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("0 9 1 * fri", ["01", "03", "10", "17", "24", "31"]),
+        ("0 9 L * fri", ["03", "10", "17", "24", "31"]),
+        ("0 9 L * mon", ["06", "13", "20", "27", "31"]),
+        ("0 9 * * fri#2", ["10"]),
+        ("0 9 ? * L5", ["31"]),
+        ("0 9 12W * ?", ["13"]),
+    ],
+)
+def test_either_day_suffices(expression: str, expected: list[str]) -> None:
+    """What is not refused fires on days of either kind: July 2026 begins with a Wednesday."""
+    start = datetime(2026, 7, 1, tzinfo=UTC)
+    found = CronSchedule.parse(expression).fires_between(start, start + timedelta(days=31), 99)
+    assert expected == [f"{fire:%d}" for fire in found]
+
+
 def test_leap_day_is_accepted() -> None:
     """29 February exists."""
     expected = ["2028-02-29T00:00+01:00", "2032-02-29T00:00+01:00"]

@@ -21,6 +21,8 @@ from pgq_anyio._lifecycle import (
     Failed,
     Outcome,
     decide_outcome,
+    plain_answer,
+    tell_answer,
 )
 from pgq_anyio._retry import RetryPolicy
 
@@ -177,6 +179,50 @@ def test_answers_survive_the_way_from_a_child_process() -> None:
         assert type(answer) is type(copy)
         assert vars(answer) == vars(copy)
         assert str(answer) == str(copy)
+
+
+class BusyError(Retry):
+    def __init__(self, limit: int, *, unit: str) -> None:
+        super().__init__(delay=3, reason="busy")
+        self.limit = f"{limit} {unit}"
+
+
+def test_subclasses_survive_it_too() -> None:
+    """Whatever their ``__init__`` takes, with what they know; in the end they are what their base class is."""
+    answer = BusyError(5, unit="a minute")
+    copy = pickle.loads(pickle.dumps(answer))
+    assert (BusyError, vars(answer), answer.args) == (type(copy), vars(copy), copy.args)
+    for again in (decide(copy), decide(plain_answer(answer))):
+        assert isinstance(again, Again)
+        assert (3.0, True, "busy") == (again.delay, again.counted, again.error and again.error.message)
+
+
+def test_plain_answers_are_what_they_were() -> None:
+    for answer in (Retry(delay=3, reason="r"), Retry(), Snooze(4), Cancel("c"), Discard(None)):
+        plain = plain_answer(answer)
+        assert (type(answer), vars(answer)) == (type(plain), vars(plain))
+
+
+def test_what_is_told_of_an_answer_is_recorded() -> None:
+    """Its cause has not come along."""
+    text = ErrorText("ConnectionError", "refused", "Traceback")
+    for error in (Retry(), Discard(), ExceptionGroup("g", [Retry(), Retry()])):
+        tell_answer(error, text)
+        outcome = decide(error)
+        assert isinstance(outcome, Again | Failed)
+        assert outcome.error is text
+    tell_answer(ValueError("no answer"), text)
+
+
+def test_delays_that_were_set_later_are_read_as_others_are() -> None:
+    for answer in (Retry(), Snooze(1)):
+        answer.delay = timedelta(minutes=1)  # type: ignore[assignment]
+        again = decide(answer)
+        assert isinstance(again, Again)
+        assert 60.0 == again.delay
+        answer.delay = -1.0
+        with pytest.raises(ConfigurationError, match="delay"):
+            decide(answer)
 
 
 def test_no_delay_is_longer_than_a_hundred_years() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -147,8 +147,19 @@ def held(taken: Wanted, worker_id: int, claim_no: int = 1) -> HeldSchedule:
     return HeldSchedule(taken.state.name, taken.state.expression, worker_id, claim_no)
 
 
-def fleet(cron: CronSchedule, row: ScheduleState, until: datetime, *, workers: int, missed: Missed) -> list[datetime]:
-    """Let workers run a schedule with one row between them, each looking when its timetable says; the runs."""
+def fleet(
+    cron: CronSchedule,
+    row: ScheduleState,
+    until: datetime,
+    *,
+    workers: int,
+    missed: Missed,
+    read_in: tzinfo = UTC,
+) -> list[datetime]:
+    """Let workers run a schedule with one row between them, each looking when its timetable says; the runs.
+
+    :param read_in: the time zone of their connections
+    """
     key = row.key
     tables = [Timetable(worker_id, {key: (cron, missed)}) for worker_id in range(1, workers + 1)]
     now, runs = row.last_due_at, []
@@ -160,8 +171,10 @@ def fleet(cron: CronSchedule, row: ScheduleState, until: datetime, *, workers: i
                 continue
             for wanted in table.due(now):
                 if (row.last_due_at, row.worker_id) == (wanted.state.last_due_at, None):
+                    assert wanted.due_at not in runs, "it runs twice"
                     runs.append(wanted.due_at)
-                    row = attrs.evolve(row, last_due_at=wanted.due_at, worker_id=table.worker_id, claim_no=1)
+                    said = wanted.due_at.astimezone(read_in)
+                    row = attrs.evolve(row, last_due_at=said, worker_id=table.worker_id, claim_no=1)
                     table.hold(held(wanted, table.worker_id), wanted.due_at)
                     table.learn([row], now=now)
                     # It ends at once.
@@ -195,6 +208,24 @@ def test_once_a_night_over_the_changes_of_summer_time(
     begin = datetime.fromisoformat(start).astimezone(UTC)
     runs = fleet(cron, state(begin), begin + timedelta(days=3), workers=workers, missed=missed)
     assert expected == [run.astimezone(ZoneInfo("Europe/Berlin")).isoformat(timespec="minutes")[8:] for run in runs]
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("missed", Missed)
+def test_once_an_hour_while_the_connections_have_an_hour_twice(workers: int, missed: Missed) -> None:
+    """The server counts in Berlin's time, where 02:00 to 03:00 comes twice in that night; an hour is an hour."""
+    begin = datetime(2026, 10, 24, 22, 30, tzinfo=UTC)
+    berlin = ZoneInfo("Europe/Berlin")
+    runs = fleet(
+        CronSchedule.parse("0 * * * *"),
+        state(begin.astimezone(berlin)),
+        begin + timedelta(hours=6),
+        workers=workers,
+        missed=missed,
+        read_in=berlin,
+    )
+    assert [begin + timedelta(minutes=30, hours=n) for n in range(6)] == runs
 
 
 @pytest.mark.promise(42)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from itertools import pairwise
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from pgq_anyio import Cancel, Context, Discard, Job, JobId, JobStatus, PgQueuer, Queries, Retry, RetryPolicy, Snooze
+from pgq_anyio import (
+    Cancel,
+    Context,
+    Discard,
+    Job,
+    JobId,
+    JobStatus,
+    PgQueuer,
+    Queries,
+    Retry,
+    RetryPolicy,
+    Schedule,
+    Snooze,
+)
 from pgq_anyio.testing import drain, run_job, running_worker
 from tests.bounds import Within
 
@@ -247,3 +261,104 @@ async def test_a_handler_alone_finds_its_own_context(app: PgQueuer) -> None:
     assert [True, True] == seen
     with pytest.raises(LookupError, match="no job 1 is running"):
         app.get_context(JobId(1))
+
+
+class NoDelayError(Retry):
+    """Forgets the ``__init__`` of its base."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
+class BadDelayError(Retry):
+    """Sets what its base would have refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delay = "soon"  # type: ignore[assignment]
+
+
+class ExitDelayError(Snooze):
+    """Cannot even be asked."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "never")
+
+    @property
+    def delay(self) -> float:  # type: ignore[override]
+        raise SystemExit(3)
+
+
+class DumbError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
+class LaterError(Retry):
+    """Sets a delay of the kind that its base takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delay = timedelta(hours=1)  # type: ignore[assignment]
+
+
+BROKEN: dict[str, tuple[Exception, str]] = {
+    "no-delay": (NoDelayError(5), "AttributeError"),
+    "bad-delay": (BadDelayError(), "ConfigurationError"),
+    "exit": (ExitDelayError(), "SystemExit"),
+    "dumb": (DumbError(), "SystemExit"),
+}
+
+
+@pytest.mark.promise(32)
+@pytest.mark.parametrize(("error", "kind"), BROKEN.values(), ids=BROKEN)
+async def test_an_answer_that_cannot_be_read_is_a_failure(
+    app: PgQueuer, queries: Queries, error: Exception, kind: str
+) -> None:
+    """Of the job or the scheduled run whose handler has raised it, and of nothing else; the record tells of both."""
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        if job.payload:
+            raise error
+
+    @app.schedule("report", "0 0 1 1 *")
+    async def report(schedule: Schedule) -> None:
+        raise error
+
+    ids = await queries.enqueue(["fetch"] * 2, [b"broken", b""])
+    async with running_worker(app):
+        await queries.run_schedule("report")
+        with anyio.fail_after(20):
+            while (record := (await queries.schedules())[0]).last_status is None:  # noqa: ASYNC110  (a fact)
+                await anyio.sleep(0.01)
+            while set((await queries.job_status(ids)).values()) & {JobStatus.QUEUED, JobStatus.RUNNING}:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    assert ("failed", kind) == (record.last_status, record.last_error_type)
+    broken, fine = [await queries.get_job(job_id) for job_id in ids]
+    assert broken is not None
+    assert fine is not None
+    assert (JobStatus.FAILED, JobStatus.SUCCESSFUL) == (broken.status, fine.status)
+    assert kind == broken.errors[0].type
+    for trace in (broken.errors[0].traceback, record.last_error_traceback):
+        assert trace is not None
+        assert type(error).__name__ in trace
+
+
+@pytest.mark.promise(31)
+async def test_a_delay_that_a_subclass_sets_is_kept(app: PgQueuer, queries: Queries) -> None:
+    """As a number of seconds, or as a ``timedelta``."""
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        raise LaterError
+
+    (job_id,) = await queries.enqueue("fetch")
+    async with running_worker(app):
+        with anyio.fail_after(20):
+            while (await queries.job_status([job_id]))[job_id] is not JobStatus.DEFERRED:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    record = await queries.get_job(job_id)
+    assert record is not None
+    assert record.run_at is not None
+    assert timedelta(minutes=59) < record.run_at - record.created_at < timedelta(minutes=61)

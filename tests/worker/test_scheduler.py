@@ -14,12 +14,13 @@ import anyio.to_thread
 import attrs
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from pgq_anyio import CancelReason, Context, Job, PgQueuer, ProcessExecutor, Retry, Schedule, Snooze, current_context
 from pgq_anyio._db import Connection, PsycopgDriver, Statement
 from pgq_anyio._store._sql import Store
 from pgq_anyio._store._steps import run_steps
-from pgq_anyio._store.operating import set_paused
+from pgq_anyio._store.operating import remove_schedules, set_paused
 from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
 
@@ -225,6 +226,23 @@ async def test_no_schedules_no_statements(app: PgQueuer, table: Table, monkeypat
             await done.wait()
         await wait_until(three_beats)
     assert [] == [name for name in used if "schedule" in name]
+
+
+@pytest.mark.promise(41)
+async def test_the_night_in_which_the_server_has_an_hour_twice(dsn: str, table: Table) -> None:
+    """Its connections count in Berlin's time: each occurrence of that hour runs, and once."""
+    app, runs = PgQueuer(make_conninfo(dsn, options="-c TimeZone=Europe/Berlin"), schema=table.schema), Runs()
+    expression = "30 0-2 27 10 *"
+
+    @app.schedule("hourly", expression, missed="catch_up")
+    async def hourly(schedule: Schedule) -> None:
+        runs.noted.append(schedule.due_at)
+
+    await table.add("hourly", datetime(2024, 10, 26, tzinfo=UTC), expression)
+    async with running_worker(app):
+        noted = await runs.wait(4)
+    assert [datetime(2024, 10, 27, hour, 30, tzinfo=UTC) for hour in range(3)] == noted[:3]
+    assert datetime(2025, 10, 27, 0, 30, tzinfo=UTC) == noted[3]
 
 
 # -- missed occurrences ----------------------------------------------------------------------------------------------
@@ -451,6 +469,20 @@ async def test_a_row_that_was_deleted_is_made_again(app: PgQueuer, table: Table)
         await runs.wait(1)
         await table.execute("delete from {s}.schedule")
         await runs.wait(len(runs.noted) + 2)
+
+
+async def test_a_row_that_was_removed_is_made_again_at_once(app: PgQueuer, table: Table) -> None:
+    """Not when it comes due, for then that occurrence would be lost: the removal is heard."""
+
+    @app.schedule("report", YEARLY)
+    async def report(schedule: Schedule) -> None:
+        pass
+
+    async with running_worker(app):
+        before = await table.wait("true", columns="registered_at")
+        store = Store(table.schema)
+        assert [("report", YEARLY)] == await run_steps(table.conn, remove_schedules(store, "report", None, force=True))
+        await table.wait("registered_at > %s and last_due_at > %s", *before[0], *before[0])
 
 
 async def test_a_lost_connection_is_replaced(app: PgQueuer, table: Table) -> None:

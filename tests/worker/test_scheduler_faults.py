@@ -62,6 +62,11 @@ class Scene:
             NEW_YEAR - timedelta(days=1),
         )
 
+    async def prepare_again(self) -> None:
+        """Let it have been known since long ago after all, and say so."""
+        await self.execute("update {s}.schedule set last_due_at = %s", NEW_YEAR - timedelta(days=1))
+        await self.execute("select pg_notify('pgq_anyio.' || %s, 'schedule')", self.app.schema)
+
     async def wait(self, condition: str) -> None:
         """Wait for a condition on the row."""
         with anyio.fail_after(SOON):
@@ -117,6 +122,66 @@ async def test_what_cannot_be_given_back_at_once_is_given_back_later(
         await scene.wait("last_status = 'successful' and worker_id is null")
     assert ([], []) == (failures, more_failures)
     assert [NEW_YEAR] == scene.runs
+
+
+@pytest.mark.parametrize("by_others", [False, True])
+async def test_only_what_was_given_back_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, by_others: bool
+) -> None:
+    """The answer to the claim is lost; before it is given back, somebody else may have released it."""
+    release = statements.release_schedules
+
+    async def release_late(*args: Any, **kwargs: Any) -> Any:
+        if by_others:
+            await release(*args, **kwargs)
+        return await release(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "fire_schedules", partial(lose, statements.fire_schedules, ["after"]))
+    monkeypatch.setattr(scheduler, "release_schedules", release_late)
+    async with running_worker(scene.app):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    told = "gave back scheduled runs that were taken without an answer: ['report']"
+    assert ([] if by_others else [told]) == [one.message for one in caplog.records if "gave back" in one.message]
+    assert [NEW_YEAR] == scene.runs
+
+
+async def test_a_row_that_vanishes_at_the_start_is_made_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed between its registration and the first look at it: nobody would ask for it any more."""
+    registered = 0
+
+    async def register_and_remove(*args: Any, **kwargs: Any) -> int:
+        nonlocal registered
+        registered += 1
+        count = await statements.register_schedules(*args, **kwargs)
+        if registered == 1:
+            await scene.execute("delete from {s}.schedule")
+        return count
+
+    monkeypatch.setattr(scheduler, "register_schedules", register_and_remove)
+    async with running_worker(scene.app):
+        await scene.wait("true")
+        await scene.prepare_again()
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert 2 == registered
+    assert [NEW_YEAR] == scene.runs
+
+
+async def test_a_row_that_cannot_be_kept_is_made_once_a_look(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removes it whenever it is made: no loop, and the worker starts."""
+    registered = 0
+
+    async def register_and_remove(*args: Any, **kwargs: Any) -> int:
+        nonlocal registered
+        registered += 1
+        count = await statements.register_schedules(*args, **kwargs)
+        await scene.execute("delete from {s}.schedule")
+        return count
+
+    monkeypatch.setattr(scheduler, "register_schedules", register_and_remove)
+    async with running_worker(scene.app):
+        pass
+    assert 2 == registered
+    assert [] == scene.runs
 
 
 async def test_a_stop_does_not_wait_for_a_claim_that_is_not_answered(

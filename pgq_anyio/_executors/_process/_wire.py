@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from ..._lifecycle import find_answer, plain_answer, tell_answer, text_of_answer
 from ._errors import RemoteError, RemoteTraceback
 from ._importable import MAIN_ALIAS
 
@@ -71,20 +72,30 @@ def pack_result(target: str, result: object) -> bytes:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """Make the frame that brings an exception back, as text and, if it can travel, as itself."""
-    pickled = None
-    if isinstance(error, Exception):
-        # Many exceptions pickle and cannot be built again: their __init__ takes other arguments than their args.
-        with suppress(Exception):
-            attempt = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
-            if type(pickle.loads(attempt)) is type(error):  # noqa: S301 - our own
-                pickled = attempt
+    """Make the frame that brings an exception back, as text and, if it can travel, as itself. An answer of the handler
+    can always travel, if only as what its subclass stands for, and says what is to be recorded: its cause stays here.
+    """
+    pickled = _pickled(error) if isinstance(error, Exception) else None
+    told = None
+    with suppress(Exception):  # a subclass may be broken; that is found where the answer is read
+        if (answer := find_answer(error)) is not None:
+            told = text_of_answer(answer)
+            pickled = pickled or _pickled(plain_answer(answer))
     try:
         message = str(error)
     except Exception as broken:  # noqa: BLE001 - a handler's __str__ may raise anything
         message = f"<str() of the exception raised {type(broken).__qualname__}>"
     text = "".join(traceback.format_exception(error))
-    return pack(RAISED, (_type_name(error), message, text, pickled))
+    return pack(RAISED, (_type_name(error), message, text, pickled, told))
+
+
+def _pickled(error: Exception) -> bytes | None:
+    """``None`` for one that cannot be built again: many pickle, but their __init__ takes other arguments than args."""
+    with suppress(Exception):
+        attempt = pickle.dumps(error, pickle.HIGHEST_PROTOCOL)
+        if type(pickle.loads(attempt)) is type(error):  # noqa: S301 - our own
+            return attempt
+    return None
 
 
 def unpack_reply(target: str, kind: int, body: bytes, load: Callable[[bytes], Any]) -> object:
@@ -100,13 +111,15 @@ def unpack_reply(target: str, kind: int, body: bytes, load: Callable[[bytes], An
             return load(pickle.loads(body))  # noqa: S301 - from our child
         except Exception as problem:
             raise TypeError(f"the result of {target} cannot be read: {problem}") from problem
-    type_name, message, text, pickled = pickle.loads(body)  # noqa: S301 - from our child
+    type_name, message, text, pickled, told = pickle.loads(body)  # noqa: S301 - from our child
     error = None
     if pickled is not None:
         with suppress(Exception):
             error = load(pickled)
     if not isinstance(error, Exception):
         error = RemoteError(type_name, message)
+    if told is not None:
+        tell_answer(error, told)
     raise error from RemoteTraceback(text)
 
 

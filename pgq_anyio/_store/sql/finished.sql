@@ -80,10 +80,12 @@ with old as materialized (
 delete from {schema}.attempt_error e where e.ctid = any (array(select tid from old))
 
 -- name: prune_cancels
+-- Not those of jobs that run, nor those that a record tells of: it says who has cancelled.
 with old as materialized (
     select c.ctid as tid from {schema}.cancel_request c
     where c.requested_at < now() - make_interval(secs => %(retention)s::double precision)
         and not exists (select from {schema}.running r where r.job_id = c.job_id)
+        and (select f.job_id from {schema}.finished f where f.job_id = c.job_id limit 1) is null
     order by c.requested_at limit %(limit)s::integer
     for update of c skip locked
 )

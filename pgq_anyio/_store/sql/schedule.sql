@@ -164,7 +164,7 @@ with chosen as materialized (
 select c.name, c.expression, (select pg_catalog.count(*) from woken) from changed c order by c.name, c.expression
 
 -- name: remove_schedules
--- Orphans that do not run; with "force" all. A worker that still has the code makes the row again when it comes due.
+-- Orphans that do not run; with "force" all. A worker that still has the code makes the row again at once.
 with served as materialized (
     select distinct u.name, u.expression
     from {schema}.worker w cross join lateral unnest(w.schedule_names, w.schedule_expressions) as u (name,
