@@ -71,6 +71,7 @@ def script(batch: int) -> str:
         claim_no=":claim_no",
         limit=str(batch),
         reach=str(batch),
+        limit_changes="0",
     )
     finish = _set(
         _plain(store.sql("finish_jobs")), job_ids=":job_ids", worker_ids=":worker_ids", claim_nos=":claim_nos"

@@ -57,12 +57,15 @@ class Hints:
     entrypoints: tuple[str, ...]
     _seqs: dict[str, dict[int, int]] = attrs.field(factory=dict, init=False)
     _sweep_at: float = attrs.field(default=0.0, init=False)
+    #: whether something may have come in front since the last claim began
+    _has_news: bool = attrs.field(default=False, init=False)
 
     def lanes(self, now: float) -> Lanes | None:
         """The lanes to enter, or ``None`` if this claim is to be a sweep.
 
         :param now: any steady clock (in seconds)
         """
+        self._has_news = False
         known = sum(len(lanes) for lanes in self._seqs.values())
         if not known or known > MAX_LANES or now >= self._sweep_at:
             return None
@@ -86,14 +89,16 @@ class Hints:
                 lanes[job.priority] = seq
 
     def swept(self, now: float, took: float) -> None:
-        """Note a sweep that ended at ``now`` and took ``took`` seconds."""
-        self._sweep_at = now + max(SWEEP_PAUSE, took * SWEEP_SHARE)
+        """Note a sweep that ended at ``now`` and took ``took`` seconds. What came meanwhile it may have missed."""
+        if not self._has_news:
+            self._sweep_at = now + max(SWEEP_PAUSE, took * SWEEP_SHARE)
 
     def sweep_next(self) -> None:
         """Let the next claim be a sweep: something may lie in front."""
         self._sweep_at = 0.0
+        self._has_news = True
 
     def forget(self) -> None:
         """Drop all hints: after a reconnect, sequences may have jumped or gone back with a failover."""
         self._seqs.clear()
-        self._sweep_at = 0.0
+        self.sweep_next()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Final
 
 import attrs
 
 from ._durations import LONGEST, count
 from ._errors import ConfigurationError, shown
+
+#: The highest rate that can be kept (in starts a second): PostgreSQL's intervals are whole microseconds.
+FASTEST: Final = 1_000_000
 
 
 @attrs.frozen
@@ -62,6 +64,7 @@ def check_limits(*, requests_per_second: float, concurrency_limit: int, serializ
         raise ConfigurationError(
             f"serialized_dispatch runs one job at a time: it excludes concurrency_limit={limit} (leave it out)"
         )
-    # A whole number may be too large for a float.
-    rate = math.inf if rate > sys.float_info.max else float(rate)
+    # Starts that are closer together than PostgreSQL's clock can tell have no pace; and a whole number may be too large
+    # for a float.
+    rate = math.inf if rate > FASTEST else float(rate)
     return Limits(1 if serialized_dispatch else limit, rate, serialized_dispatch)

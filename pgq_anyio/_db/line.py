@@ -16,8 +16,9 @@ import attrs
 from .connection import Connection
 from .driver import PsycopgDriver
 
-#: Nothing that somebody else has made is taken for PostgreSQL's own, whatever the role, the database or the DSN say.
-SEARCH_PATH: Final = {"search_path": "pg_catalog, pg_temp"}
+#: Nothing that somebody else has made is taken for PostgreSQL's own, and each statement has a snapshot of its own and
+#: passes by rows that others have taken since, whatever the role, the database or the DSN say.
+SETTINGS: Final = {"search_path": "pg_catalog, pg_temp", "default_transaction_isolation": "read committed"}
 
 
 @attrs.define(eq=False)
@@ -56,7 +57,7 @@ class Line:
         return self._conn
 
     async def _open(self) -> Connection:
-        conn = await self.driver.connect(role=self.role, direct=self.direct, settings={**SEARCH_PATH, **self.settings})
+        conn = await self.driver.connect(role=self.role, direct=self.direct, settings={**SETTINGS, **self.settings})
         if self.cleanup_timeout is not None:
             conn.cleanup_timeout = self.cleanup_timeout
         return conn

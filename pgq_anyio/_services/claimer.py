@@ -50,8 +50,12 @@ LOOK_AGAIN: Final = (0.01, 0.05, 0.25, 1.0)
 AWAKE_AFTER: Final = 1.0
 #: How far beyond its batch a claimer reaches when others claim the same rows.
 MAX_REACH: Final = 8
-#: Pause before a claim is tried again whose rows were all locked by others (in seconds, jittered).
-CONTENDED_PAUSE: Final = 0.002
+#: How many rows it looks at to get past those of a transaction that stays open (cancel requests).
+MOST_ROWS: Final = 4096
+#: Pause before a claim is tried again whose rows were all locked by others (in seconds, jittered): the first, and the
+#: longest.
+FIRST_PAUSE: Final = 0.002
+LONGEST_PAUSE: Final = 0.25
 #: With less room than this part of a whole claim it is worth waiting for more, but no longer than this (in seconds).
 WORTHWHILE_SHARE: Final = 4
 LONGEST_GATHERING: Final = 0.005
@@ -93,6 +97,8 @@ class Claimer:
     poll_interval: float
     #: called when the claimer finds nothing to do
     on_idle: Callable[[], None]
+    #: how many changes of the limits are known: which names have none may be out of date
+    limit_changes: Callable[[], int]
     #: the names of the other claimer
     others: Callable[[], Collection[str]]
     #: called with the names that have jobs, when all names have been looked at
@@ -105,6 +111,8 @@ class Claimer:
     pace: Pace = attrs.field(factory=Pace, init=False)
     #: rows looked at per row wanted
     reach: int = attrs.field(default=1, init=False)
+    #: how long the last pause was that was made because all rows in reach were locked (in seconds)
+    pause: float = attrs.field(default=0.0, init=False)
     #: whether the last claim was not answered: the next one is to hold up no more than one job, and to be short
     is_wary: bool = attrs.field(default=False, init=False)
     #: whether the last claim left jobs behind for want of room, and how long it took (in seconds)
@@ -221,30 +229,32 @@ async def claim_once(claimer: Claimer) -> bool:
         raise OperationalError("the claim was not answered in time")
     got = len(claim.jobs)
     contended = got < min(limit, claim.candidates)
-    claimer.reach = min(claimer.reach * 2, MAX_REACH) if contended else 1
-    if contended and not got:
-        await anyio.sleep(CONTENDED_PAUSE * random.random())  # noqa: S311  (jitter, not a secret)
+    if not contended:
+        claimer.reach = 1
+    elif got:
+        claimer.reach = min(claimer.reach * 2, MAX_REACH)
+    else:
+        claimer.reach = min(claimer.reach * 2, MOST_ROWS)
+    claimer.pause = 0.0 if got or not contended else min(max(claimer.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+    if claimer.pause:
+        await claimer.bell.wait(claimer.pause * random.random())  # noqa: S311  (jitter, not a secret)
     if got < limit and lanes is not None:
         claimer.hints.sweep_next()
     return got == limit or contended or lanes is not None
 
 
 async def _claim(claimer: Claimer, conn: Connection, lanes: Lanes | None, number: int, limit: int) -> Claim:
-    reach = limit * claimer.reach
+    ask: dict[str, int] = {
+        "worker_id": claimer.worker_id,
+        "claim_no": number,
+        "limit": limit,
+        "reach": min(limit * claimer.reach, max(limit * MAX_REACH, MOST_ROWS)),
+        "limit_changes": claimer.limit_changes(),
+    }
     if lanes is not None:
-        return await claim_hinted(
-            conn, claimer.store, lanes, worker_id=claimer.worker_id, claim_no=number, limit=limit, reach=reach
-        )
+        return await claim_hinted(conn, claimer.store, lanes, **ask)
     started = anyio.current_time()
-    claim = await claim_sweep(
-        conn,
-        claimer.store,
-        list(claimer.hints.entrypoints),
-        worker_id=claimer.worker_id,
-        claim_no=number,
-        limit=limit,
-        reach=reach,
-    )
+    claim = await claim_sweep(conn, claimer.store, list(claimer.hints.entrypoints), **ask)
     now = anyio.current_time()
     claimer.hints.swept(now, now - started)
     return claim

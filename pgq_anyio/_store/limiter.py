@@ -36,6 +36,15 @@ class Definition:
 
 
 @attrs.frozen
+class KnownLimits:
+    """What a worker knows of the limits of its names."""
+
+    definitions: list[Definition]
+    #: of how many changes this is the outcome, as the row of the worker counts them
+    changes: int
+
+
+@attrs.frozen
 class NameAnswer:
     """What a claim says of one name."""
 
@@ -108,6 +117,7 @@ async def claim_limited(
     in_process: Collection[str] = (),
     processes: int = 0,
     others: Scan = NOWHERE,
+    limit_changes: int = 0,
 ) -> LimitedClaim:
     """Claim jobs of limited names, within their limits, and of others, in one order.
 
@@ -117,6 +127,8 @@ async def claim_limited(
     :param others: where jobs of names without limits are
     :param limit: the most jobs in all
     :param reach: rows looked at per row wanted, for names that are not serialized
+    :param limit_changes: how many changes of limits this worker knows of, if there were more, nothing is taken of names
+        without limits
     """
     lanes = scan.lanes
     limited = [name not in unlimited for name in scan.entrypoints]
@@ -146,6 +158,7 @@ async def claim_limited(
                 "claim_no": claim_no,
                 "limit": limit,
                 "reach": reach,
+                "limit_changes": limit_changes,
                 "tolerance": TOLERANCE,
                 "counting": COUNTING,
             },
@@ -164,7 +177,7 @@ async def define_limits(
     name: str,
     entrypoints: Sequence[str],
     limits: Mapping[str, Limits],
-) -> tuple[list[Definition], list[Definition]]:
+) -> tuple[KnownLimits, list[Definition]]:
     """Put the limits of a worker that starts in place of earlier ones.
 
     :param name: what the worker is called
@@ -187,27 +200,23 @@ async def define_limits(
             },
         ),
         (store.statement("outdate_workers"), {"worker_id": worker_id}),
-        (store.statement("set_up_to_date"), {"worker_id": worker_id}),
-        (store.statement("list_limits"), {"entrypoints": list(entrypoints)}),
+        (store.statement("list_limits"), {"entrypoints": list(entrypoints), "worker_id": worker_id}),
     ]
-    _, replaced, _, _, present = await batch(conn, *calls)
-    return _definitions(present), _definitions(replaced)
+    _, replaced, _, present = await batch(conn, *calls)
+    return _known(present), [_definition(row) for row in replaced]
 
 
-async def list_limits(
-    conn: Connection, store: Store, entrypoints: Sequence[str], *, worker_id: int
-) -> list[Definition]:
-    """Read the definitions of names, after which this worker may claim again without limits."""
-    _, rows = await batch(
-        conn,
-        (store.statement("set_up_to_date"), {"worker_id": worker_id}),
-        (store.statement("list_limits"), {"entrypoints": list(entrypoints)}),
-    )
-    return _definitions(rows)
+async def list_limits(conn: Connection, store: Store, entrypoints: Sequence[str], *, worker_id: int) -> KnownLimits:
+    """Read the definitions of names: with what is known then, this worker may claim without limits."""
+    return _known(await store.statement("list_limits").fetch(conn, entrypoints=list(entrypoints), worker_id=worker_id))
 
 
-def _definitions(rows: list[tuple[Any, ...]]) -> list[Definition]:
-    return [Definition(row[0], Limits(*row[1:4]), row[4]) for row in rows]
+def _known(rows: list[tuple[Any, ...]]) -> KnownLimits:
+    return KnownLimits([_definition(row[1:]) for row in rows if row[1] is not None], rows[0][0])
+
+
+def _definition(row: tuple[Any, ...]) -> Definition:
+    return Definition(row[0], Limits(*row[1:4]), row[4])
 
 
 async def list_writers(conn: Connection, store: Store) -> frozenset[str]:

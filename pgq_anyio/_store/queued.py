@@ -55,19 +55,44 @@ async def enqueue_jobs(conn: Connection, store: Store, jobs: NewJobs, *, always_
 
 
 async def claim_sweep(
-    conn: Connection, store: Store, entrypoints: list[str], *, worker_id: int, claim_no: int, limit: int, reach: int
+    conn: Connection,
+    store: Store,
+    entrypoints: list[str],
+    *,
+    worker_id: int,
+    claim_no: int,
+    limit: int,
+    reach: int,
+    limit_changes: int = 0,
 ) -> Claim:
-    """Claim from the start of every lane."""
+    """Claim from the start of every lane.
+
+    :param limit_changes: how many changes of limits this worker knows of; if there were more, nothing is taken
+    """
     rows = await store.statement("claim_sweep").fetch(
-        conn, entrypoints=entrypoints, worker_id=worker_id, claim_no=claim_no, limit=limit, reach=reach
+        conn,
+        entrypoints=entrypoints,
+        worker_id=worker_id,
+        claim_no=claim_no,
+        limit=limit,
+        reach=reach,
+        limit_changes=limit_changes,
     )
     return _claim(rows)
 
 
 async def claim_hinted(
-    conn: Connection, store: Store, lanes: Lanes, *, worker_id: int, claim_no: int, limit: int, reach: int
+    conn: Connection,
+    store: Store,
+    lanes: Lanes,
+    *,
+    worker_id: int,
+    claim_no: int,
+    limit: int,
+    reach: int,
+    limit_changes: int = 0,
 ) -> Claim:
-    """Claim behind the hints, and from gaps."""
+    """Claim behind the hints, and from gaps; the rest as ``claim_sweep``."""
     rows = await store.statement("claim_hinted").fetch(
         conn,
         entrypoints=lanes.entrypoints,
@@ -80,6 +105,7 @@ async def claim_hinted(
         claim_no=claim_no,
         limit=limit,
         reach=reach,
+        limit_changes=limit_changes,
     )
     return _claim(rows)
 

@@ -43,8 +43,8 @@ class Pulse:
     orphans: bool
     #: whether it has rows of claims of ours whose answer was lost
     strays: bool = False
-    #: whether limits of names of ours have changed since we read them
-    outdated: bool = False
+    #: how many changes of limits of our names there were
+    limit_changes: int = 0
     #: which session of the server has answered: it is compared with others, and means nothing
     session: str = ""
 
@@ -83,9 +83,10 @@ async def beat_worker(
     )
     if not rows:
         return None
-    clock, job_ids, claim_nos, next_due, *others, orphans, strays, outdated, session, _ = rows[0]
+    clock, job_ids, claim_nos, next_due, *others, orphans, strays, limit_changes, session, _ = rows[0]
     peers = [Peer(*row) for row in zip(*others, strict=True)] if others[0] else []
-    return Pulse(clock, list(zip(job_ids, claim_nos, strict=True)), next_due, peers, orphans, strays, outdated, session)
+    cancels = list(zip(job_ids, claim_nos, strict=True))
+    return Pulse(clock, cancels, next_due, peers, orphans, strays, limit_changes, session)
 
 
 async def set_sleeping(conn: Connection, store: Store, *, worker_id: int, sleeping: bool) -> None:

@@ -12,13 +12,8 @@ from .._services.scheduler import SCHEDULE_SETTINGS
 
 #: How long a registration that is interrupted may take to be cancelled on the server (in seconds).
 REGISTRATION_CLEANUP: Final = 1.0
-#: Claims of limited names are waited for: one that a crash of the server undid would break exactness. Each statement
-#: has to have a snapshot of its own, whatever the database's default is.
-LIMITED_SETTINGS: Final = {
-    **DISPATCH_SETTINGS,
-    "synchronous_commit": "on",
-    "default_transaction_isolation": "read committed",
-}
+#: Claims of limited names are waited for: one that a crash of the server undid would break exactness.
+LIMITED_SETTINGS: Final = {**DISPATCH_SETTINGS, "synchronous_commit": "on"}
 
 
 class Lines:

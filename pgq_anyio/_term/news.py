@@ -38,8 +38,7 @@ class News:
         self.peers = len(pulse.peers)
         term.worker.heard.ring()
         term.promoter.observe(pulse)
-        if pulse.outdated:
-            term.limited.outdate()
+        term.limited.hear_of_changes(pulse.limit_changes)
         term.rescuer.observe(pulse)
         term.scheduler.observe(pulse.clock, asked_at)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -15,7 +15,7 @@ from .._db import retrying
 from .._db.line import Line
 from .._lease import Lease
 from .._services.rescuer import DEFAULT_MAX_CRASHES
-from .._store.limiter import Definition, define_limits
+from .._store.limiter import KnownLimits, define_limits
 from .._store.worker import hand_over, leave, mark_left, register_worker
 from .worker import Worker
 
@@ -35,7 +35,7 @@ class Registration:
     line: Line
     lease: Lease
     #: given the limits that hold
-    on_limits: Callable[[Sequence[Definition]], None]
+    on_limits: Callable[[KnownLimits], None]
     _name: str = attrs.field(factory=lambda: f"{socket.gethostname()}:{os.getpid()}", init=False)
 
     async def register(self) -> None:
@@ -68,7 +68,7 @@ class Registration:
         """Put our limits into the database, when the worker starts, and read what holds now."""
         entrypoints = self.worker.registry.entrypoints
         ours = {} if self.worker.has_defined else {name: one.limits for name, one in entrypoints.items()}
-        definitions, replaced = await define_limits(
+        known, replaced = await define_limits(
             await self.line.connection(),
             self.worker.store,
             worker_id=self.worker_id,
@@ -87,7 +87,7 @@ class Registration:
                 one.limits,
                 one.defined_by,
             )
-        self.on_limits(definitions)
+        self.on_limits(known)
 
     async def leave(self) -> None:
         """Give up the registration, and whatever the database still holds for it."""

@@ -98,6 +98,7 @@ class Term:
             batch_size=settings.batch_size,
             poll_interval=settings.dequeue_timeout,
             on_idle=self.drain.bell.ring,
+            limit_changes=lambda: self.limited.limit_changes,
             others=self.news.others,
             on_looked=self.news.on_looked,
             on_look_dropped=self.news.on_look_dropped,

@@ -29,6 +29,8 @@ class Claim:
     worker_id: int
     claim_no: int
     names: tuple[str, ...]
+    #: how many changes of limits the worker knows of
+    limit_changes: int
     #: ``None`` for a sweep
     lanes: Lanes | None
     limit: int
@@ -39,7 +41,7 @@ class Claim:
     def plan(self, state: State, others: Locks) -> Plan:
         found: list[ModelJob] = []
         worker = state.workers.get(self.worker_id)
-        if worker is not None and not worker.has_left and not worker.outdated:
+        if worker is not None and not worker.has_left and worker.limit_changes == self.limit_changes:
             for name in self.names:
                 found += state.visible(name, self.lanes, self.reach)
         candidates = in_order(found)[: self.reach]
@@ -53,6 +55,7 @@ class Claim:
             "claim_no": self.claim_no,
             "limit": self.limit,
             "reach": self.reach,
+            "limit_changes": self.limit_changes,
         }
         if self.lanes is None:
             answer = await claim_sweep(conn, store, list(self.names), **numbers)

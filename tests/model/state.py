@@ -84,7 +84,8 @@ class ModelWorker:
     max_crashes: int
     beat: int = 0
     has_left: bool = False
-    outdated: bool = False
+    #: how many changes of limits it has to know of
+    limit_changes: int = 0
     #: the schedules that it has code for
     serves: frozenset[ScheduleKey] = frozenset()
 

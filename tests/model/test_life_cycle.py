@@ -21,7 +21,7 @@ from tests.model.job_moves import Claim, ClaimLimited, Finish
 from tests.model.machine import Machine
 from tests.model.moves import Cancel, ComeDue, Enqueue, Move, NewJob, Promote, Requeue
 from tests.model.state import NAMES
-from tests.model.worker_moves import Define, ReadLimits, Register, Rescue
+from tests.model.worker_moves import Define, ReadLimits, Register, Rescue, known_limits
 from tests.model.workers import Learn, Worker
 from tests.model.world import open_world
 from tests.profiles import scaled
@@ -52,7 +52,7 @@ class LifeCycle(Machine):
         self.do(Define(self.workers[0].id, {"limited": Limits(2), "serial": Limits(1, serialized=True)}))
         for worker in self.workers:
             self.do(ReadLimits(worker.id))
-            worker.know_limits(self.state.limits)
+            worker.know_limits(known_limits(self.state, worker.id))
 
     def draw(self, data: DataObject) -> tuple[Move, Learn]:
         def nothing(_: Any) -> None:
@@ -89,12 +89,13 @@ class LifeCycle(Machine):
         judged = tuple((other, worker.beat) for other, worker in self.state.workers.items())
         for move in (Register(worker_id, 10), ReadLimits(worker_id), Rescue(judged), ComeDue(2), Promote(1000)):
             self.do(move)
+        changes = self.state.workers[worker_id].limit_changes
         limited = {name: None for name in NAMES if self.state.limits_of(name).is_limited}
         unlimited = tuple(name for name in NAMES if name not in limited)
         taken = True
         while taken:
             claims = (
-                Claim(worker_id, next(_numbers), unlimited, None, 100, 100),
+                Claim(worker_id, next(_numbers), unlimited, changes, None, 100, 100),
                 ClaimLimited(worker_id, next(_numbers), limited, 100, 1),
             )
             held = []

@@ -11,10 +11,13 @@ from pgq_anyio._db import Connection
 from pgq_anyio._limits import Limits
 from pgq_anyio._models import JobId
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.limiter import define_limits, list_limits
+from pgq_anyio._store.limiter import KnownLimits, define_limits, list_limits
 from pgq_anyio._store.running import give_back_claims, list_claims
 from pgq_anyio._store.worker import beat_worker, leave, mark_left, register_worker, rescue_jobs
 from tests.model.state import NAMES, NO_LOCKS, Locks, ModelJob, ModelWorker, Plan, State, by_place, changed_limits, ids
+
+#: The limits of names, and of how many changes they are the outcome.
+Known = tuple[dict[str, Limits], int]
 
 #: What counts for jobs whose worker left no row.
 DEFAULT_MAX_CRASHES = 3
@@ -29,10 +32,15 @@ def back_or_cancelled(state: State, job_ids: Iterable[int]) -> None:
             state.to_queued([job], keep_place=True)
 
 
-def outdated(state: State, worker_id: int) -> frozenset[int]:
-    """The worker, if its row is written when it has read the limits."""
+def known_limits(state: State, worker_id: int, changed: Mapping[str, Limits] | None = None) -> Known:
+    """What a worker reads of limits: what they are, and of how many changes that is the outcome."""
     worker = state.workers.get(worker_id)
-    return frozenset([worker_id]) if worker is not None and worker.outdated else frozenset()
+    return {**state.limits, **(changed or {})}, -1 if worker is None else worker.limit_changes
+
+
+def told(known: KnownLimits) -> Known:
+    """The same of the database's answer."""
+    return {one.entrypoint: one.limits for one in known.definitions}, known.changes
 
 
 @attrs.frozen
@@ -67,25 +75,22 @@ class Define:
 
     def plan(self, state: State, others: Locks) -> Plan:
         changed = changed_limits(state, self.limits)
-        up_to_date = outdated(state, self.worker_id)
         marked = frozenset(worker_id for worker_id in state.workers if changed and worker_id != self.worker_id)
 
         def change(after: State) -> None:
             after.limits.update(changed)
             for worker_id in marked:
-                after.workers[worker_id].outdated = True
-            for worker_id in up_to_date:
-                after.workers[worker_id].outdated = False
+                after.workers[worker_id].limit_changes += 1
 
         names = frozenset(name for name, one in self.limits.items() if one.is_limited)
-        return Plan(state.limits | changed, change, Locks(workers=marked | up_to_date, names=names))
+        return Plan(known_limits(state, self.worker_id, changed), change, Locks(workers=marked, names=names))
 
-    async def run(self, conn: Connection, store: Store) -> dict[str, Limits]:
+    async def run(self, conn: Connection, store: Store) -> Known:
         name = str(self.worker_id)
         present, _ = await define_limits(
             conn, store, worker_id=self.worker_id, name=name, entrypoints=NAMES, limits=self.limits
         )
-        return {one.entrypoint: one.limits for one in present}
+        return told(present)
 
 
 @attrs.frozen
@@ -93,17 +98,10 @@ class ReadLimits:
     worker_id: int
 
     def plan(self, state: State, others: Locks) -> Plan:
-        up_to_date = outdated(state, self.worker_id)
+        return Plan(known_limits(state, self.worker_id))
 
-        def change(after: State) -> None:
-            for worker_id in up_to_date:
-                after.workers[worker_id].outdated = False
-
-        return Plan(dict(state.limits), change, Locks(workers=up_to_date))
-
-    async def run(self, conn: Connection, store: Store) -> dict[str, Limits]:
-        found = await list_limits(conn, store, NAMES, worker_id=self.worker_id)
-        return {one.entrypoint: one.limits for one in found}
+    async def run(self, conn: Connection, store: Store) -> Known:
+        return told(await list_limits(conn, store, NAMES, worker_id=self.worker_id))
 
 
 @attrs.frozen
@@ -126,7 +124,7 @@ class Beat:
             ],
             bool(state.orphans() or state.orphaned_schedules()),
             any(job.claim_no in self.unresolved for job in mine),
-            state.workers[self.worker_id].outdated,
+            state.workers[self.worker_id].limit_changes,
         )
 
         def change(after: State) -> None:
@@ -139,7 +137,7 @@ class Beat:
         if pulse is None:
             return None
         peers = [(peer.worker_id, peer.beat, peer.has_left) for peer in pulse.peers]
-        return pulse.cancel_requested, peers, pulse.orphans, pulse.strays, pulse.outdated
+        return pulse.cancel_requested, peers, pulse.orphans, pulse.strays, pulse.limit_changes
 
 
 @attrs.frozen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -30,6 +30,7 @@ from tests.model.worker_moves import (
     Beat,
     Define,
     GiveBack,
+    Known,
     Leave,
     ListClaims,
     MarkLeft,
@@ -83,6 +84,8 @@ class Worker:
     id: int = 0
     #: the limits as it last read them, or ``None`` before it has claimed anything
     limits: dict[str, Limits] | None = None
+    #: of how many changes they are the outcome
+    changes: int = 0
     #: what it believes to hold
     held: list[Held] = attrs.field(factory=list)
     #: what it held once: outcomes may be sent again, and late
@@ -121,9 +124,9 @@ class Worker:
     def _read_limits(self, data: DataObject, state: State) -> tuple[Move, Learn]:
         return ReadLimits(self.id), self.know_limits
 
-    def know_limits(self, limits: Mapping[str, Limits]) -> None:
+    def know_limits(self, known: Known) -> None:
         """Take in what the database says that the limits are."""
-        self.limits = dict(limits)
+        self.limits, self.changes = known
         self.hints = Hints(tuple(name for name in NAMES if not self._is_limited(name)))
 
     def _is_limited(self, name: str) -> bool:
@@ -169,7 +172,7 @@ class Worker:
             return self._claim_limited(data, state)
         lanes = self.hints.lanes(data.draw(st.sampled_from([0.0, 0.0, 1.0])))
         limit, reach = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
-        claim = Claim(self.id, self.fresh(), self.hints.entrypoints, lanes, limit, limit * reach)
+        claim = Claim(self.id, self.fresh(), self.hints.entrypoints, self.changes, lanes, limit, limit * reach)
 
         def learn(_: Any) -> None:
             self.hints.learn(claim.claimed)

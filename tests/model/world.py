@@ -153,7 +153,7 @@ class World:
 
     def read_workers(self) -> dict[int, ModelWorker]:
         query = (
-            "select worker_id, max_crashes[1], beat, left_at is not null, outdated, schedule_names,"
+            "select worker_id, max_crashes[1], beat, left_at is not null, limit_changes, schedule_names,"
             " schedule_expressions from {schema}.worker"
         )
         found = self.portal.call(rows, self.observer, self.store, query)

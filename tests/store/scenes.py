@@ -53,12 +53,18 @@ async def add_worker(
 
 
 async def claim(
-    conn: Connection, store: Store, claim_no: int = 1, *, worker_id: int = WORKER, limit: int = 100, name: str = "fetch"
+    conn: Connection,
+    store: Store,
+    claim_no: int = 1,
+    *,
+    worker_id: int = WORKER,
+    limit: int = 100,
+    name: str = "fetch",
+    limit_changes: int = 0,
 ) -> list[Held]:
     """Claim from the start."""
-    answer = await claim_sweep(
-        conn, store, [name], worker_id=worker_id, claim_no=claim_no, limit=limit, reach=max(limit, 100)
-    )
+    fence = {"worker_id": worker_id, "claim_no": claim_no, "limit_changes": limit_changes}
+    answer = await claim_sweep(conn, store, [name], **fence, limit=limit, reach=max(limit, 100))
     return [Held(job, worker_id, claim_no) for job, _ in answer.jobs]
 
 

@@ -138,7 +138,7 @@ async def test_a_worker_that_may_not_claim_hides_no_row(
     hints.swept(0.0, 1.0)
     lanes = hints.lanes(0.0)
     assert lanes is not None
-    await rows(conn, store, "update {schema}.worker set outdated = true where worker_id = %s returning 1", WORKER)
+    await rows(conn, store, "update {schema}.worker set limit_changes = 1 where worker_id = %s returning 1", WORKER)
     async with claimer.transaction():
         if hinted:
             answer = await claim_hinted(claimer, store, lanes, claim_no=2, **fence)

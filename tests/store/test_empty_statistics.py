@@ -53,7 +53,13 @@ SETTLED: dict[str, Any] = {
     "started": [True] * BATCH,
 }
 CANCELLED: dict[str, Any] = {"job_ids": JOB_IDS, "reason": None}
-CLAIM: dict[str, Any] = {"worker_id": WORKER, "claim_no": 99, "limit": BATCH // 2, "reach": BATCH // 2}
+CLAIM: dict[str, Any] = {
+    "worker_id": WORKER,
+    "claim_no": 99,
+    "limit": BATCH // 2,
+    "reach": BATCH // 2,
+    "limit_changes": 0,
+}
 LIMITED_CLAIM: dict[str, Any] = {
     **CLAIM,
     "reach": 1,

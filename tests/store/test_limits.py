@@ -24,7 +24,15 @@ from pgq_anyio._lifecycle import (
 from pgq_anyio._limits import UNLIMITED, Limits
 from pgq_anyio._models import Held, JobId
 from pgq_anyio._store._sql import Store
-from pgq_anyio._store.limiter import Definition, LimitedClaim, Scan, claim_limited, define_limits, list_limits
+from pgq_anyio._store.limiter import (
+    Definition,
+    KnownLimits,
+    LimitedClaim,
+    Scan,
+    claim_limited,
+    define_limits,
+    list_limits,
+)
 from pgq_anyio._store.running import finish_jobs, give_back_claims, settle_jobs
 from pgq_anyio._store.worker import beat_worker, leave, mark_left, rescue_jobs
 from tests.store.conftest import Connect
@@ -150,7 +158,7 @@ async def test_names_that_need_processes(conn: Connection, connect: Connect, sto
         await store.statement("try_lock_limits").fetch(other, entrypoints=names, limited=[True, True, True])
         assert [("plain", 1)] == await take_in_processes(4, 2)
     await add_jobs(conn, store, name="plain")
-    await rows(conn, store, "update {schema}.worker set outdated = true returning 1")
+    await rows(conn, store, "update {schema}.worker set limit_changes = 1 returning 1")
     assert [("fetch", 0)] == await take_in_processes(5, 9)
     assert [] == await take_in_processes(6, 9)
 
@@ -350,16 +358,14 @@ async def test_the_last_definition_holds_for_all(conn: Connection, store: Store)
     assert [] == await limit(conn, store, Limits(2), worker_id=12)
     pulse = await beat_worker(conn, store, worker_id=WORKER)
     assert pulse is not None
-    assert not pulse.outdated
+    assert 0 == pulse.limit_changes
     replaced = await limit(conn, store, Limits(3), worker_id=13)
     assert [Definition("fetch", Limits(2), f"worker {WORKER}")] == replaced
     pulse = await beat_worker(conn, store, worker_id=WORKER)
     assert pulse is not None
-    assert pulse.outdated
-    assert [Definition("fetch", Limits(3), "worker 13")] == await list_limits(conn, store, ["fetch"], worker_id=WORKER)
-    pulse = await beat_worker(conn, store, worker_id=WORKER)
-    assert pulse is not None
-    assert not pulse.outdated
+    assert 1 == pulse.limit_changes
+    known = await list_limits(conn, store, ["fetch"], worker_id=WORKER)
+    assert KnownLimits([Definition("fetch", Limits(3), "worker 13")], changes=1) == known
     await add_jobs(conn, store, 9)
     assert 3 == len(await take(conn, store, 1))
 
@@ -373,8 +379,10 @@ async def test_a_worker_that_does_not_know_of_a_limit_claims_nothing(conn: Conne
     await limit(conn, store, Limits(3), worker_id=12)
     assert [] == await claim(conn, store, 2)
     assert 2 == len(await take(conn, store, 3, worker_id=12))
-    await list_limits(conn, store, ["fetch"], worker_id=WORKER)
-    (late,) = await claim(conn, store, 4, limit=1)  # as one that was under way when the limit came
+    limits = await list_limits(conn, store, ["fetch"], worker_id=WORKER)
+    assert [] == await claim(conn, store, 3)  # what it has read, it need not know yet
+    # As one that was under way when the limit came.
+    (late,) = await claim(conn, store, 4, limit=1, limit_changes=limits.changes)
     await finish_jobs(conn, store, [known])
     assert [] == await take(conn, store, 5, worker_id=12)
     # Once no such claim can be under way any more, they are counted a last time.
@@ -391,7 +399,8 @@ async def test_limits_can_be_taken_away(conn: Connection, store: Store) -> None:
     assert 0 == await value(conn, store, "select count(*) from {schema}.limiter")
     await limit(conn, store, Limits(1), worker_id=12)
     await limit(conn, store, UNLIMITED, worker_id=13)
-    assert [Definition("fetch", UNLIMITED, "worker 13")] == await list_limits(conn, store, ["fetch"], worker_id=12)
+    known = await list_limits(conn, store, ["fetch"], worker_id=12)
+    assert [Definition("fetch", UNLIMITED, "worker 13")] == known.definitions
     await add_jobs(conn, store, 5)
     assert 5 == len(await take(conn, store, worker_id=12))
 

@@ -16,6 +16,7 @@ from pgq_anyio._db import Connection
 from pgq_anyio._errors import ConfigurationError
 from pgq_anyio._store._sql import Store, _blocks
 from pgq_anyio._store.migrations import (
+    _LOCK,
     _read,
     check_schema,
     check_schema_sync,
@@ -39,6 +40,7 @@ NAMES = [
     "007_end_of_time",
     "008_queue_size",
     "009_running_cancel",
+    "010_limit_changes",
 ]
 HOSTILE = "a \"quoted\" 'name' {with} %s 100% é;\n--\nselect\rx"
 
@@ -264,6 +266,27 @@ def test_a_foreign_search_path_changes_nothing(sync_conn: psycopg.Connection, em
     sync_conn.execute("set search_path to pg_temp, public; set statement_timeout = '1ms'")
     sync_conn.execute("set default_transaction_isolation = 'serializable'")
     assert NAMES == migrate_sync(sync_conn, empty_schema)
+
+
+def test_a_time_limit_of_transactions_is_lifted(
+    server_dsn: str, sync_conn: psycopg.Connection, empty_schema: str
+) -> None:
+    """A migration that waits for its turn is not cut off by the limit of a role, which PostgreSQL has from 17 on."""
+    if sync_conn.info.server_version < 170000:
+        pytest.skip("there is no transaction_timeout")
+    sync_conn.execute("set transaction_timeout = '1s'")
+    # In a transaction pg_stat_activity would stay what it was at the first look.
+    observer = psycopg.connect(server_dsn, autocommit=True)
+    with ThreadPoolExecutor() as pool, psycopg.connect(server_dsn) as other, observer:
+        other.execute(Store(empty_schema).bind(_LOCK))
+        done = pool.submit(migrate_sync, sync_conn, empty_schema)
+        waits_for_long = (
+            "select 1 from pg_stat_activity where pid = %s and cardinality(pg_blocking_pids(pid)) > 0 "
+            "and clock_timestamp() - xact_start > interval '1.5 s'"
+        )
+        wait_until(lambda: done.done() or observer.execute(waits_for_long, [sync_conn.info.backend_pid]).fetchall())
+        other.rollback()
+        assert NAMES == done.result(30)
 
 
 @pytest.mark.anyio

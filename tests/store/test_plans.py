@@ -18,7 +18,7 @@ from tests.store.scenes import ADD_RUNNING, WORKER, add_worker, claim, rows, val
 
 pytestmark = pytest.mark.anyio
 
-FENCE: dict[str, Any] = {"worker_id": WORKER, "claim_no": 99, "limit": 50, "reach": 50}
+FENCE: dict[str, Any] = {"worker_id": WORKER, "claim_no": 99, "limit": 50, "reach": 50, "limit_changes": 0}
 
 
 async def plan_of(conn: Connection, store: Store, name: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pgq_anyio._limits import UNLIMITED, Limits
 from pgq_anyio._process_room import ProcessRoom
 from pgq_anyio._services.limited import LimitedClaimer
 from pgq_anyio._stop import Stop
-from pgq_anyio._store.limiter import Definition
+from pgq_anyio._store.limiter import Definition, KnownLimits
 
 POLL = 30.0
 LIMITS = Limits(concurrency_limit=1)
@@ -86,7 +86,7 @@ def make_claimer(
         batch_size=100,
         poll_interval=POLL,
     )
-    claimer.define([Definition(name, limits, "worker") for name, limits in registered.items()])
+    claimer.define(KnownLimits([Definition(name, limits, "worker") for name, limits in registered.items()], 0))
     for name in claimer.names.values():
         name.resting, name.ready_at = True, anyio.current_time()
     return claimer

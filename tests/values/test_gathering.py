@@ -62,6 +62,7 @@ def make_claimer(room: int) -> tuple[Claimer, int]:
         batch_size=100,
         poll_interval=30.0,
         on_idle=lambda: None,
+        limit_changes=lambda: 0,
         others=list,
         on_looked=nothing,
         on_look_dropped=lambda: None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from pgq_anyio._hints import HIGHEST, LOWEST, MAX_LANES, SWEEP_PAUSE, SWEEP_SHARE, Hints
 from pgq_anyio._models import Job, JobId
 
@@ -53,6 +55,19 @@ def test_news_of_something_in_front_makes_the_next_claim_a_sweep() -> None:
     hints.swept(0.0, 0.0)
     hints.sweep_next()
     assert hints.lanes(0.0) is None
+
+
+@pytest.mark.promise(35)
+def test_news_that_comes_during_a_sweep_is_not_lost() -> None:
+    """What came in front meanwhile, the sweep may have missed."""
+    hints = Hints(("a",))
+    hints.learn([claimed("a", 0, 1)])
+    assert hints.lanes(0.0) is None
+    hints.sweep_next()
+    hints.swept(0.0, 1.0)
+    assert hints.lanes(0.1) is None
+    hints.swept(0.1, 1.0)
+    assert hints.lanes(0.2) is not None
 
 
 def test_a_reconnect_drops_all_hints() -> None:

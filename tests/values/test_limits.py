@@ -56,6 +56,9 @@ def test_serialized_excludes_a_larger_limit() -> None:
         ({"requests_per_second": math.inf, "concurrency_limit": 0}, UNLIMITED, "no limits"),
         ({"requests_per_second": 0.5}, Limits(0, 0.5), "requests_per_second=0.5"),
         ({"requests_per_second": 10}, Limits(0, 10.0), "requests_per_second=10"),
+        ({"requests_per_second": 1_000_000}, Limits(0, 1e6), "requests_per_second=1e+06"),
+        ({"requests_per_second": 1_000_001}, UNLIMITED, "no limits"),
+        ({"requests_per_second": 10**400}, UNLIMITED, "no limits"),
         ({"concurrency_limit": 4}, Limits(4), "concurrency_limit=4"),
         ({"serialized_dispatch": True}, Limits(1, math.inf, True), "serialized_dispatch"),
         ({"serialized_dispatch": True, "concurrency_limit": 1}, Limits(1, math.inf, True), "serialized_dispatch"),
@@ -130,6 +133,9 @@ def test_news_during_a_claim_is_not_lost() -> None:
         pytest.param({"slots_left": 1}, True, id="nobody waits for it"),
         pytest.param({"slots_left": 1, "candidates": 1}, False, id="it went to nobody"),
         pytest.param({"slots_left": 1, "candidates": 2, "got": 1, "pause": 9.0}, False, id="there is no token for it"),
+        pytest.param(
+            {"slots_left": 1, "candidates": 1, "got": 1, "pause": 9.0}, False, id="cut to its token"
+        ),
         pytest.param({"slots_left": 1, "candidates": 1, "got": 1, "has_room": False}, False, id="the claim was cut"),
         pytest.param({"slots_left": 1, "candidates": 2, "got": 2, "has_room": False}, True, id="as many as were freed"),
         pytest.param({"locked": False}, False, id="others are counting"),
@@ -197,6 +203,14 @@ def test_the_next_token_is_waited_for() -> None:
         one = LimitedName("fetch")
         answer(one, candidates=1, got=got, pause=0.7)
         assert pytest.approx(100.7) == one.ready_at
+
+
+@pytest.mark.promise(21)
+def test_a_distant_token_is_waited_for_no_longer_than_a_poll() -> None:
+    """The token of a job that never started is given back, and who hears of it may be another worker."""
+    one = LimitedName("fetch")
+    answer(one, candidates=1, pause=1000.0)
+    assert 100.0 + POLL == one.ready_at
 
 
 def test_rows_that_others_have_locked_are_tried_ever_more_rarely() -> None:

@@ -21,7 +21,7 @@ from ..._models import Job
 from ..._process_room import ProcessRoom
 from ..._stop import Stop
 from ..._store._sql import Store
-from ..._store.limiter import Definition
+from ..._store.limiter import Definition, KnownLimits
 from ..._strict_hints import StrictHints
 
 logger = logging.getLogger("pgq_anyio.limits")
@@ -72,9 +72,11 @@ class LimitedClaimer:
     #: the names for which enqueuers notify this worker, as its row says
     dozing: frozenset[str] = attrs.field(default=frozenset(), init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
-    #: whether the definitions have changed since they were read
-    _outdated: bool = attrs.field(default=False, init=False)
+    #: whether the definitions have to be read
+    outdated: bool = attrs.field(default=False, init=False)
     _definitions: dict[str, Definition] = attrs.field(factory=dict, init=False)
+    #: how many changes of the limits are known
+    limit_changes: int = attrs.field(default=0, init=False)
     #: whether it waits for the look of somebody else, longer than its poll
     _leans: bool = attrs.field(default=False, init=False)
     reach: int = attrs.field(default=1, init=False)
@@ -87,9 +89,9 @@ class LimitedClaimer:
 
     # -- news, all of it synchronous -------------------------------------------------------------------------------
 
-    def define(self, definitions: Sequence[Definition]) -> None:
+    def define(self, limits: KnownLimits) -> None:
         """Take in what the database says that the limits are."""
-        for one in definitions:
+        for one in limits.definitions:
             known, ours = self._definitions.get(one.entrypoint), self.registered[one.entrypoint]
             if one.limits != ours and (known is None or known.limits != one.limits):
                 logger.warning(
@@ -100,20 +102,20 @@ class LimitedClaimer:
                     one.defined_by,
                     one.limits,
                 )
-        self._definitions = {one.entrypoint: one for one in definitions}
+        self._definitions = {one.entrypoint: one for one in limits.definitions}
+        self.limit_changes = limits.changes
         before = self.names
         self.names = {}
         for name in self.registered:
-            limits = self._definitions[name].limits if name in self._definitions else UNLIMITED
+            allowed = self._definitions[name].limits if name in self._definitions else UNLIMITED
             in_process = name in self.in_process
-            if not limits.is_limited and not in_process:
+            if not allowed.is_limited and not in_process:
                 continue
             entry = self.names[name] = before.get(name) or LimitedName(name)
-            entry.is_limited, entry.in_process = limits.is_limited, in_process
-            if limits.serialized != isinstance(entry.hints, StrictHints):
-                entry.hints = StrictHints(name) if limits.serialized else Hints((name,))
+            entry.is_limited, entry.in_process = allowed.is_limited, in_process
+            if allowed.serialized != isinstance(entry.hints, StrictHints):
+                entry.hints = StrictHints(name) if allowed.serialized else Hints((name,))
             entry.wake()
-        self._outdated = False
         self.on_names()
         self._ring()
 
@@ -125,9 +127,16 @@ class LimitedClaimer:
 
     def outdate(self) -> None:
         """The limits in the database have changed."""
-        self._outdated = True
+        self.outdated = True
         self._bell.ring()
         self.room.ring()
+
+    def hear_of_changes(self, number: int) -> None:
+        """So many changes of the limits there have been, by the last heartbeat: notifications may be lost. After a failover
+        it may be fewer than are known.
+        """
+        if number != self.limit_changes:
+            self.outdate()
 
     def wake(self, name: str | None, *, in_front: bool = False) -> None:
         """There may be something for a name (``None``: for any)."""
@@ -174,11 +183,6 @@ class LimitedClaimer:
         self._bell.ring()
 
     # -- what is to be done ----------------------------------------------------------------------------------------
-
-    @property
-    def outdated(self) -> bool:
-        """Whether the definitions have to be read."""
-        return self._outdated
 
     def due(self) -> list[LimitedName]:
         """The names to ask for now. A poll is one for all names that rest: it costs one statement."""

@@ -68,6 +68,7 @@ async def claim_limited_once(claimer: LimitedClaimer, due: Sequence[LimitedName]
                 in_process=claimer.in_process,
                 processes=seats,
                 others=others,
+                limit_changes=claimer.limit_changes,
             )
             claimer.start_jobs([job for job, _ in claim.jobs], number)
             has_room = len(claim.jobs) < limit

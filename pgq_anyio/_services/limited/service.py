@@ -64,9 +64,14 @@ async def _claim_for_ever(claimer: LimitedClaimer) -> None:
 
 async def refresh_once(claimer: LimitedClaimer) -> None:
     """Read the definitions."""
-    conn = await claimer.line.connection()
-    names = list(claimer.registered)
-    claimer.define(await list_limits(conn, claimer.store, names, worker_id=claimer.worker_id))
+    claimer.outdated = False  # a change that is heard of while they are under way may not be among them
+    try:
+        conn = await claimer.line.connection()
+        names = list(claimer.registered)
+        claimer.define(await list_limits(conn, claimer.store, names, worker_id=claimer.worker_id))
+    except BaseException:
+        claimer.outdated = True
+        raise
 
 
 async def list_writers_once(claimer: LimitedClaimer) -> bool:
@@ -89,13 +94,19 @@ async def _tell(claimer: LimitedClaimer, names: Sequence[LimitedName]) -> float 
     if (left := claimer.told_at + TELL_PAUSE - now) > 0:
         return left
     claimer.told_at = now
+    told = {one.name: one.freed for one in freed}
     for one in freed:
         one.freed = 0
 
     async def tell() -> None:
-        await notify_slots(await claimer.line.connection(), claimer.store, [one.name for one in freed])
+        await notify_slots(await claimer.line.connection(), claimer.store, list(told))
 
-    await retrying(tell, what="telling that slots are free", patience=PATIENCE)
+    try:
+        await retrying(tell, what="telling that slots are free", patience=PATIENCE)
+    except BaseException:
+        for one in freed:
+            one.freed += told[one.name]  # the last words are to tell of them
+        raise
     return None
 
 

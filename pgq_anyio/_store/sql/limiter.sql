@@ -66,6 +66,7 @@ order by o.entrypoint
 
 -- name: outdate_workers
 -- After define_limits, in its transaction: workers that serve a changed name claim nothing without limits until they know.
+-- Here, and not when they claim, is counted what they have to know.
 with changed as materialized (
     select array(
         select l.entrypoint from {schema}.limiter l where l.worker_id = %(worker_id)s::bigint and l.defined_at = now()
@@ -75,17 +76,17 @@ with changed as materialized (
     where w.worker_id <> %(worker_id)s::bigint and w.entrypoints && c.entrypoints
     order by w.worker_id for update of w
 ), outdated as (
-    update {schema}.worker w set outdated = true from other o where w.worker_id = o.worker_id returning w.worker_id
+    update {schema}.worker w set limit_changes = w.limit_changes + 1 from other o where w.worker_id = o.worker_id
+    returning w.worker_id
 )
 select pg_notify({channel}, 'limits')::text where exists (select from outdated)
 
--- name: set_up_to_date
--- Before list_limits, and a statement of its own: a change that commits in between is read, or marks the row again.
-update {schema}.worker w set outdated = false where w.worker_id = %(worker_id)s::bigint and w.outdated
-
 -- name: list_limits
-select l.entrypoint, l.concurrency_limit, l.requests_per_second, l.serialized, l.defined_by
-from {schema}.limiter l where l.entrypoint = any (%(entrypoints)s::text[]) order by l.entrypoint
+-- In one snapshot with the number of changes: what commits later is not taken for known.
+select coalesce((select w.limit_changes from {schema}.worker w where w.worker_id = %(worker_id)s::bigint), -1),
+    l.entrypoint, l.concurrency_limit, l.requests_per_second, l.serialized, l.defined_by
+from (values (1)) as always (one) left join {schema}.limiter l on l.entrypoint = any (%(entrypoints)s::text[])
+order by l.entrypoint
 
 -- name: try_lock_limits
 -- In the statement before the one that counts, and in its transaction: the count has a snapshot that is younger than the
@@ -141,7 +142,7 @@ with asked as materialized (
         null, false, null, null, null, null, null, null
     from asked a
     where not a.is_limited
-        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and not w.outdated)
+        and exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and w.limit_changes = %(limit_changes)s::bigint)
 ), used as materialized (
     select k.entrypoint, u.job_ids, coalesce(f.refunds, 0) as refunds
     from known k
@@ -262,7 +263,7 @@ with asked as materialized (
             order by q.priority desc, q.seq limit %(limit)s::integer * %(reach)s::integer
         ) p
     ) c
-    where exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and not w.outdated)
+    where exists (select from {schema}.worker w where w.worker_id = %(worker_id)s::bigint and w.limit_changes = %(limit_changes)s::bigint)
     order by c.priority desc, c.seq limit %(limit)s::integer * %(reach)s::integer
 ), merged as materialized (
     select a.tid, a.priority, a.seq, false as is_open from allowed a

@@ -110,7 +110,8 @@ with lane as materialized (
     ) c
     where exists (
         select from {schema}.worker w
-        where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
+        where w.worker_id = %(worker_id)s::bigint and w.left_at is null
+            and w.limit_changes = %(limit_changes)s::bigint
     )
     order by c.priority desc, c.seq limit %(reach)s::integer
 ), locked as materialized (
@@ -163,7 +164,8 @@ with lane as materialized (
     ) c
     where exists (
         select from {schema}.worker w
-        where w.worker_id = %(worker_id)s::bigint and w.left_at is null and not w.outdated
+        where w.worker_id = %(worker_id)s::bigint and w.left_at is null
+            and w.limit_changes = %(limit_changes)s::bigint
     )
     order by c.priority desc, c.seq limit %(reach)s::integer
 ), locked as materialized (

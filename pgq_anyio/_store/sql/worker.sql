@@ -13,7 +13,7 @@ on conflict (worker_id) do nothing
 with beaten as (
     update {schema}.worker w set beat = w.beat + 1, heartbeat_at = clock_timestamp()
     where w.worker_id = %(worker_id)s::bigint and w.left_at is null
-    returning w.worker_id, w.beat, w.outdated
+    returning w.worker_id, w.beat, w.limit_changes
 )
 select
     extract(epoch from clock_timestamp())::double precision,
@@ -40,7 +40,7 @@ select
         )
         else false
     end,
-    beaten.outdated,
+    beaten.limit_changes,
     -- Which session answers. No session survives a crash, but a connection to a pooler does. When it began tells it from
     -- an earlier one with its number, and is compared with nothing else.
     (select concat_ws(' ', a.pid, extract(epoch from a.backend_start)) from pg_stat_get_activity(pg_backend_pid()) a),
