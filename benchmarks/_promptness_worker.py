@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import anyio
 
-from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries, Schedule
+from pgq_anyio import Job, PgQueuer, ProcessExecutor, PsycopgDriver, Queries, Schedule
 from pgq_anyio._executors._process import ProcessPool
 
 from ._children import LOOPS, loop_options
@@ -25,7 +25,7 @@ TIMEOUT = 120.0
 def main() -> None:
     """Measure once."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("cancel", "schedules", "calls"))
+    parser.add_argument("what", choices=("cancel", "schedules", "calls", "jobs"))
     parser.add_argument("dsn")
     parser.add_argument("loop", choices=LOOPS)
     parser.add_argument("number", type=int)
@@ -33,7 +33,7 @@ def main() -> None:
     with bench_database(args.dsn) as database:
         make_tables(database)
         settle(database)
-        measure = {"cancel": _cancel, "schedules": _schedules, "calls": _calls}[args.what]
+        measure = {"cancel": _cancel, "schedules": _schedules, "calls": _calls, "jobs": _jobs}[args.what]
         seconds = anyio.run(measure, database, args.number, **loop_options(args.loop))
     print(json.dumps({"ms": seconds * 1000}))
 
@@ -103,6 +103,25 @@ async def _calls(dsn: str, number: int) -> float:
         for _ in range(number):
             await pool.run("os:getpid")
         return (time.perf_counter() - started) / number
+
+
+async def _jobs(dsn: str, number: int) -> float:
+    """Run jobs in processes that are warm, from the queue to the record; from the end of the first tenth."""
+    app = PgQueuer(dsn)
+    app.entrypoint("noop", executor_factory=ProcessExecutor)(_noop)
+    async with PsycopgDriver(dsn) as driver:
+        await Queries(driver).enqueue(["noop"] * number)
+        await app.run(mode="drain")
+        async with driver.connection() as conn:
+            cursor = await conn.execute("select finished_at from pgq_anyio.finished order by finished_at")
+            ended = [row[0] for row in await cursor.fetchall()]
+    warm = number // 10
+    seconds: float = (ended[-1] - ended[warm]).total_seconds()
+    return seconds / (number - 1 - warm)
+
+
+def _noop(job: Job) -> None:
+    """Do nothing, in a process."""
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_most, media
 TITLE = "Much at once"
 HOW = (
     "Running jobs that are all cancelled by one call: until the last handler is interrupted. Schedules that are all "
-    "due in the same second: until the last has started. Calls of a handler in a warm process, one after the other."
+    "due in the same second: until the last has started. Calls of a handler in a warm process, one after the other. "
+    "And jobs of handlers in warm processes, from the queue to their records: the time of all through their number."
 )
 QUICK = {"running": 1000, "schedules": 200, "calls": 200, "rounds": 1, "loops": 1}
 FULL = {"running": 5000, "schedules": 1000, "calls": 2000, "rounds": 3, "loops": 3}
@@ -20,6 +21,7 @@ GOALS: Final = {
     "cancel": ("cancel of {running:,} running jobs, until the last handler is interrupted", 2000.0),
     "schedules": ("{schedules:,} schedules due in one second, until the last has started", 1000.0),
     "calls": ("a call of a warm process", 1.0),
+    "jobs": ("a job in a warm process, from the queue to its record", 1.0),
 }
 
 
@@ -27,6 +29,7 @@ def measure(bench: Bench) -> Results:
     """Take turns."""
     took: dict[str, dict[str, list[float]]] = {what: {} for what in GOALS}
     size = {"cancel": bench.size["running"], "schedules": bench.size["schedules"], "calls": bench.size["calls"]}
+    size["jobs"] = size["calls"]
     for number in range(1, bench.size["rounds"] + 1):
         for loop in LOOPS[: bench.size["loops"]]:
             for what, values in took.items():
@@ -45,7 +48,7 @@ def judge(results: Results) -> list[Verdict]:
         at_most(
             15,
             f"{text.format(**results['size'])}, {loop}",
-            median(results["took"][what].get(loop, [])),
+            median(results["took"].get(what, {}).get(loop, [])),
             goal,
             unit="ms",
         )
@@ -57,7 +60,7 @@ def judge(results: Results) -> list[Verdict]:
 def tables(results: Results) -> list[Table]:
     """Every loop."""
     rows = [
-        (text.format(**results["size"]), *(_shown(results["took"][what].get(loop, [])) for loop in LOOPS))
+        (text.format(**results["size"]), *(_shown(results["took"].get(what, {}).get(loop, [])) for loop in LOOPS))
         for what, (text, _) in GOALS.items()
     ]
     return [Table("Much at once (ms)", ("", *LOOPS), rows)]
@@ -72,5 +75,5 @@ def charts(results: Results) -> list[Chart]:
     return [
         Bars(GOALS[what][0].format(**results["size"]), "ms", {loop: median(v) for loop, v in by_loop.items()})
         for what, by_loop in results["took"].items()
-        if what != "calls"
+        if what not in ("calls", "jobs")
     ]
