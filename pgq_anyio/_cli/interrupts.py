@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command on an event loop: they cancel it, and are raised when the loop is gone.
+"""What Ctrl-C, SIGTERM and SIGHUP do to a command on a loop: they cancel it, and are raised when the loop is gone.
 
 Left to the loops, an interrupt is an exception that is raised wherever the program happens to be. In the middle of a
 loop's own code, or while the loop closes, that leaves it half closed (seen with uvloop: ``RuntimeError: Cannot close a
@@ -23,9 +23,17 @@ from anyio.lowlevel import current_token
 NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What stops a command. When its terminal is closed it gets SIGHUP, unless it was started to live on, with that
+    signal ignored (POSIX, "nohup").
+    """
+    lives_on = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return NUMBERS if lives_on else (*NUMBERS, signal.SIGHUP)
+
+
 @attrs.define(eq=False)
 class Interrupts:
-    """Both signals, while a command runs."""
+    """The signals that stop a command, while it runs."""
 
     #: Whether what runs ends within bounds of its own, so that all but the first signal are ignored. Else the second
     #: one is raised where it finds the program: perhaps the user's code blocks the loop.
@@ -40,7 +48,7 @@ class Interrupts:
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Handle them."""
-        before = {number: signal.signal(number, self._on_signal) for number in NUMBERS}
+        before = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         try:
             yield
         finally:
@@ -50,7 +58,7 @@ class Interrupts:
 
     def ignore(self) -> None:
         """Ignore them to the end of the process, which is near: they could only leave something behind."""
-        for number in NUMBERS:
+        for number in stop_signals():
             signal.signal(number, signal.SIG_IGN)
 
     @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from .._run_settings import OnLeaseLost, RunSettings, check_run_settings
 from .._settings import DatabaseSource, find_database, read_dsn
 from .backends import Backend, BackendName, choose_backend, python_version, run_on
 from .draining import show_draining
-from .interrupts import Interrupts
+from .interrupts import Interrupts, stop_signals
 from .loading import Target, load_target, open_app
 from .logs import LogFormat, LogLevel, set_up_logging
 from .options import Dsn, Invocation, Traceback, describe, invocation_of, parse_duration, parse_retention
@@ -98,7 +97,7 @@ def run(
         on_lease_lost=on_lease_lost,
         shutdown_grace=shutdown_grace,
         cancel_grace=cancel_grace,
-        signals=(signal.SIGTERM, signal.SIGINT),
+        signals=stop_signals(),
         block_warning=block_warning,
         retention=retention,
         exit_process=True,

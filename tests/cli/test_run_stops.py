@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,11 +33,22 @@ def leftovers(fleet: Fleet) -> int:
     return int(fleet.value("select (select count(*) from {schema}.running) + (select count(*) from {schema}.worker)"))
 
 
+@contextmanager
+def hangups(handled: Any) -> Iterator[None]:
+    """Have processes that are started here inherit what is done at SIGHUP, whatever these tests were started with."""
+    before = signal.signal(signal.SIGHUP, handled)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.promise(17, 34)
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_idle(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals, within: Within) -> None:
     """An idle worker ends within a second of a signal, with 0, and nothing of it stays in the database."""
-    worker = commands.start_worker(fleet.schema, *loop)
+    with hangups(signal.SIG_DFL):
+        worker = commands.start_worker(fleet.schema, *loop)
     sent_at = time.monotonic()
     worker.signal(number)
     assert worker.wait() == 0
@@ -222,6 +235,19 @@ def test_signal_before_the_start(
     assert worker.wait() == 0
     assert "closed again" in worker.output
     assert "Traceback" not in worker.output
+
+
+@pytest.mark.promise(17)
+def test_under_nohup_a_terminal_may_be_closed(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """The worker goes on."""
+    with hangups(signal.SIG_IGN):
+        worker = commands.start_worker(fleet.schema, *loop)
+    worker.signal(signal.SIGHUP)
+    (job,) = fleet.enqueue("quick")
+    wait_until(lambda: fleet.status(job) == "successful")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert "SIGHUP" not in worker.output
 
 
 @pytest.mark.promise(38)
