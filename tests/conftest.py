@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 #: fsync costs time and proves nothing here; synchronous_commit stays on, so that commits keep their order of events.
 SERVER_OPTIONS = {"max_connections": "200", "fsync": "off"}
 PROMISES = range(1, 50)
+BACKENDS = ("asyncio", "trio")
+#: Promises whose tests need no event loop (what is refused at registration), or run all of them in one test.
+WITHOUT_BACKEND = (22, 40)
 
 register_profiles()
-_proved: set[int] = set()
+#: which promise a test has proved, and on which backend
+_proved: set[tuple[int, str | None]] = set()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -100,7 +104,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--figures", action="store_true", help="hold times exactly, on a machine that does nothing else meanwhile"
     )
-    parser.addoption("--promises", action="store_true", help="print the promises that no passed test proves")
+    parser.addoption("--promises", action="store_true", help="fail if a promise is not proved by a passed test")
 
 
 @pytest.fixture(scope="session")
@@ -143,10 +147,27 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.passed:
         for name, value in report.user_properties:
             if name == "promise" and isinstance(value, int):
-                _proved.add(value)
+                _proved.add((value, None))
+                _proved.update((value, backend) for backend in BACKENDS if backend in report.nodeid)
+
+
+def unproved() -> list[str]:
+    """The promises that no passed test proves, with the backend that lacks one."""
+    return [
+        f"{number} ({backend})" if backend else str(number)
+        for number in PROMISES
+        for backend in ((None,) if number in WITHOUT_BACKEND else BACKENDS)
+        if (number, backend) not in _proved
+    ]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A promise that no test proves is a failure."""
+    is_summary = not hasattr(session.config, "workerinput")
+    if session.config.getoption("--promises") and is_summary and not session.exitstatus and unproved():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--promises"):
-        missing = [str(number) for number in PROMISES if number not in _proved]
-        terminalreporter.write_line(f"promises without a passed test: {' '.join(missing) or 'none'}")
+        terminalreporter.write_line(f"promises without a passed test: {', '.join(unproved()) or 'none'}")

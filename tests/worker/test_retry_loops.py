@@ -19,7 +19,7 @@ from pgq_anyio import (
     RetryWithBackoffEntrypointExecutor,
     Snooze,
 )
-from pgq_anyio.testing import running_worker
+from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
 from tests.worker.test_cancel import wait_status
 
@@ -116,3 +116,60 @@ async def test_a_loop_through_the_database(app: PgQueuer, queries: Queries, agai
             await later.wait()
     assert {job_id: JobStatus.CANCELLED} == await queries.job_status([job_id])
     assert 1 == calls
+
+
+@pytest.mark.promise(30)
+async def test_a_loop_that_always_fails_is_recorded_with_its_last_cause(app: PgQueuer, queries: Queries) -> None:
+    """After exactly as many calls as it may make, as one attempt of the job."""
+    calls = 0
+
+    @app.entrypoint("fetch", executor_factory=partial(PATIENT, max_attempts=3, initial_delay=0, max_delay=0))
+    async def fetch(job: Job) -> None:
+        nonlocal calls
+        calls += 1
+        raise ConnectionError(f"call {calls}")
+
+    (job_id,) = await queries.enqueue("fetch")
+    await drain(app)
+    record = await queries.get_job(job_id)
+    assert record is not None
+    assert (JobStatus.FAILED, 3, 1) == (record.status, calls, record.attempt)
+    (error,) = record.errors
+    assert ("ConnectionError", "call 3") == (error.type, error.message)
+
+
+@pytest.mark.parametrize("when", ["in the handler", "in the pause"])
+@pytest.mark.parametrize("ended_by", ["timeout", "shutdown"])
+async def test_a_loop_ends_with_its_timeout_and_its_worker(
+    app: PgQueuer, queries: Queries, when: str, ended_by: str
+) -> None:
+    """Its handler is not called again, whatever it raises when it is interrupted; what a stop ends is given back."""
+    calls = 0
+    called = anyio.Event()
+
+    @app.entrypoint("fetch", executor_factory=PATIENT, timeout=1 if ended_by == "timeout" else None)
+    async def fetch(job: Job) -> None:
+        nonlocal calls
+        calls += 1
+        called.set()
+        if when == "in the handler":
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise ConnectionError("interrupted")
+        raise ConnectionError("not yet")
+
+    async with running_worker(app, shutdown_grace=0, cancel_grace=GRACE):
+        (job_id,) = await queries.enqueue("fetch")
+        with anyio.fail_after(10):
+            await called.wait()
+            await anyio.wait_all_tasks_blocked()
+        if ended_by == "timeout":
+            await wait_status(queries, job_id, JobStatus.FAILED)
+    assert 1 == calls
+    record = await queries.get_job(job_id)
+    assert record is not None
+    if ended_by == "timeout":
+        assert "JobTimeout" == record.errors[-1].type
+    else:
+        assert (JobStatus.QUEUED, 1) == (record.status, record.attempt)
