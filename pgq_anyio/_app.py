@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -47,7 +48,7 @@ from ._stop import Stop
 from ._store._sql import DEFAULT_SCHEMA, Store
 from ._term import Worker
 from ._timetable import Missed
-from ._worker import run_worker
+from ._worker import run_worker, until
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 Source = str | PsycopgDriver | None
@@ -83,6 +84,8 @@ class PgQueuer:
         self._store = Store(schema)
         self._lifespan = lifespan
         self._registry = Registry()
+        #: while the app is being run; the worker is there once the database is open
+        self._stop: Stop | None = None
         self._worker: Worker | None = None
 
     def __repr__(self) -> str:
@@ -317,47 +320,54 @@ class PgQueuer:
         task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """``run`` with settings that were checked already; ``migrate_first`` brings the schema up to date."""
-        if self._worker is not None:
+        if self._stop is not None:
             raise RuntimeError("this PgQueuer is being run already; an app runs one worker at a time")
         for executor in self._registry.executors():
             executor.check()
-        stop = Stop()
-        async with open_database(
-            self._source, self._store, direct_dsn=self._direct_dsn, migrate_first=migrate_first
-        ) as driver:
-            if self._worker is not None:
-                raise RuntimeError("this PgQueuer is being run already; an app runs one worker at a time")
-            self._worker = Worker(
-                registry=self._registry,
-                driver=driver,
-                store=self._store,
-                settings=settings,
-                stop=stop,
-                lifespan=self._lifespan or _no_lifespan,
-            )
-            try:
-                await run_worker(self._worker, task_status=task_status)
-            except BaseExceptionGroup as group:
-                raise first_leaf(group) from None
-            finally:
-                self._worker = None
+        stop = self._stop = Stop()
+        try:
+            async with AsyncExitStack() as stack:
+                opening = partial(self._open_worker, stack, settings, stop, migrate_first=migrate_first)
+                try:
+                    if await until(stop.wait_requested, opening):
+                        assert self._worker is not None, "it was opened"
+                        await run_worker(self._worker, task_status=task_status)
+                finally:
+                    self._worker = None  # before its driver is closed
+        except BaseExceptionGroup as group:
+            raise first_leaf(group) from None
+        finally:
+            self._stop = None
+
+    async def _open_worker(
+        self, stack: AsyncExitStack, settings: RunSettings, stop: Stop, *, migrate_first: bool
+    ) -> None:
+        database = open_database(self._source, self._store, direct_dsn=self._direct_dsn, migrate_first=migrate_first)
+        self._worker = Worker(
+            registry=self._registry,
+            driver=await stack.enter_async_context(database),
+            store=self._store,
+            settings=settings,
+            stop=stop,
+            lifespan=self._lifespan or _no_lifespan,
+        )
 
     def stop(self) -> None:
         """Ask the running worker to stop gracefully.
 
         Safe from any thread and any number of times; does nothing before ``run()``.
         """
-        worker = self._worker
-        if worker is None:
+        stop = self._stop
+        if stop is None:
             return
         try:
             token = current_token()
         except Exception:  # noqa: BLE001  (no event loop in this thread; AnyIO's class for it differs between versions)
             token = None
-        if token == worker.stop.token:
-            worker.stop.request()
+        if token == stop.token:
+            stop.request()
         else:
-            anyio.from_thread.run_sync(worker.stop.request, token=worker.stop.token)
+            anyio.from_thread.run_sync(stop.request, token=stop.token)
 
     def get_context(self, job_id: JobId) -> Context:
         """The context of a job that this worker is running. A handler may ask for its own in any case, also where

@@ -111,7 +111,7 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
     while not worker.stop.requested:
         term = worker.term = Term(worker)
         try:
-            if await _until(worker.stop.wait_requested, term.registration.register):
+            if await until(worker.stop.wait_requested, term.registration.register):
                 await _run_term(term, task_status)
         finally:
             if term.lease.is_lost:
@@ -122,7 +122,7 @@ async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[N
             # What the old term still owes is stored, or given back, before anything is claimed again.
             wound_up = False
             try:
-                wound_up = await _until(worker.stop.wait_requested, term.wind_up)
+                wound_up = await until(worker.stop.wait_requested, term.wind_up)
             finally:
                 if not wound_up:
                     await _say_farewell(term)  # noqa: ASYNC102  (shielded and bounded inside)
@@ -134,7 +134,7 @@ async def _run_term(term: Term, task_status: TaskStatus[None]) -> None:
         await keep(run_overdue_watch, term.overdue, name="overdue watch")
         async with anyio.create_task_group() as upkeep:
             with term.lease.scope:
-                if await _until(stop.wait_requested, partial(_start_upkeep, term, keep, upkeep)):
+                if await until(stop.wait_requested, partial(_start_upkeep, term, keep, upkeep)):
                     async with _open_process_pool(term) as pool:
                         term.handlers.open_tools(pool)
                         with term.stop_scope:
@@ -154,7 +154,7 @@ async def _start_upkeep(term: Term, keep: _Keep, upkeep: TaskGroup) -> None:
 async def _run_listener(term: Term, *, task_status: TaskStatus[None]) -> None:
     """Listen until the lease is lost: a worker that nobody counts as one has nothing to hear."""
     listen = partial(_guard, term.worker, run_listener, term.ear, task_status=task_status)
-    await _until(term.lease.revoked.wait, listen)
+    await until(term.lease.revoked.wait, listen)
 
 
 async def _run_jobs(term: Term, task_status: TaskStatus[None]) -> None:
@@ -185,7 +185,7 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
             if not term.worker.reported:
                 term.worker.reported = True
                 task_status.started()
-            if await _until(term.worker.stop.wait_requested, term.lease.revoked.wait):
+            if await until(term.worker.stop.wait_requested, term.lease.revoked.wait):
                 term.begin_end()
             else:
                 term.begin_stop()
@@ -199,7 +199,7 @@ async def _run_intake(term: Term, jobs: TaskGroup, task_status: TaskStatus[None]
 
 async def _run_late_stop(term: Term, over: anyio.Event) -> None:
     """Let a stop reach jobs that go on although the lease is lost."""
-    if not await _until(term.worker.stop.wait_requested, over.wait):
+    if not await until(term.worker.stop.wait_requested, over.wait):
         term.begin_stop()
 
 
@@ -268,7 +268,7 @@ async def _open_process_pool(term: Term) -> AsyncIterator[ProcessPool | None]:
         yield None
 
 
-async def _until(event: Callable[[], Awaitable[object]], function: Callable[[], Awaitable[object]]) -> bool:
+async def until(event: Callable[[], Awaitable[object]], function: Callable[[], Awaitable[object]]) -> bool:
     """Run ``function``, but no longer than until ``event`` has been waited for; whether it came to its end."""
     ended = False
     async with anyio.create_task_group() as tasks:

@@ -3,21 +3,27 @@
 An async generator that yields inside of one and is left in the middle is enough. The scopes around it, which are ours,
 can then not be closed in order: AnyIO and trio raise, and with that error the worker would end. And what is left open
 would be around whatever runs next in this task. So it is cancelled for its owner, its tasks are waited for as those of
-any handler are, it is closed, and the task takes no further job.
+any handler are, it is closed, and the task takes no further job. Nobody is left to whom the errors of those tasks could
+be raised: they are logged.
 
-AnyIO cannot be asked which scope is the innermost one, nor for its tasks; the backends know.
+AnyIO cannot be asked which scope is the innermost one, nor for its tasks; the backends know. On asyncio none knows the
+error of a task that had ended before: it is kept by the group, and a scope does not tell whose it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
 from anyio import CancelScope
+
+logger = logging.getLogger("pgq_anyio.runner")
 
 
 class InnerScopes(ABC):
@@ -44,8 +50,8 @@ class InnerScopes(ABC):
         """What can be cancelled and left."""
 
     @abstractmethod
-    async def _wait(self, scopes: list[Any]) -> None:
-        """Wait for the tasks of these scopes."""
+    async def _wait(self, scopes: list[Any]) -> list[BaseException]:
+        """Wait for the tasks of these scopes; the errors that they have ended with."""
 
     async def close(self) -> None:
         """Cancel and close what is still open."""
@@ -56,7 +62,8 @@ class InnerScopes(ABC):
         for scope in scopes:
             self._usable(scope).cancel()
         try:
-            await self._wait(scopes)
+            for error in await self._wait(scopes):
+                logger.warning("tasks in a task group that a handler has left open have failed", exc_info=error)
         finally:
             for scope in scopes:
                 self._usable(scope).__exit__(None, None, None)
@@ -97,12 +104,18 @@ class _InnerScopesOnTrio(InnerScopes):
     def _usable(self, scope: Any) -> Any:
         return scope._scope
 
-    async def _wait(self, scopes: list[Any]) -> None:
+    async def _wait(self, scopes: list[Any]) -> list[BaseException]:
+        errors = []
         for nursery in reversed(self._task._child_nurseries[self._number :]):
             finish = nursery._nested_child_finished
             # Whoever closes the generator now would wait as well, and for ever.
             nursery._nested_child_finished = _pass_on
-            await finish(None)
+            error = await finish(None)
+            if isinstance(error, BaseExceptionGroup):
+                error = error.split(anyio.get_cancelled_exc_class())[1]
+            if error is not None:
+                errors.append(error)
+        return errors
 
 
 class _InnerScopesOnAsyncio(InnerScopes):
@@ -123,10 +136,13 @@ class _InnerScopesOnAsyncio(InnerScopes):
     def _usable(self, scope: Any) -> Any:
         return scope
 
-    async def _wait(self, scopes: list[Any]) -> None:
+    async def _wait(self, scopes: list[Any]) -> list[BaseException]:
+        waited: set[Any] = set()
         with CancelScope(shield=True):
             while tasks := _tasks_of(scopes[-1]) - {self._task}:
+                waited |= tasks
                 await asyncio.wait(tasks)
+        return [error for task in waited if not task.cancelled() and (error := task.exception()) is not None]
 
 
 async def _pass_on(error: BaseException | None) -> BaseException | None:

@@ -5,7 +5,10 @@ the other worker, as that worker's row states it. The database's clock may step,
 for an hour: nobody is judged by that. When a beat was *made* is estimated from its age in the answer, but never as
 earlier than our own look before it, and only if the database's clock ran as ours did between the two looks; otherwise
 the lease is counted from the moment we saw it. Time in which we saw nothing does not count: after a pause of our own
-looks everybody has a full lease again, for the server may have been away from all.
+looks everybody has a full lease again, for the server may have been away from all. That happens once for each beat: a
+worker whose heartbeats need a second attempt every time has to judge others, too. Of a further pause, and of the time
+between two looks at a worker that beats more often than we look, no more than ``BLIND_SHARE`` of its lease counts:
+there is still time for a beat, at a server that answers.
 
 The heartbeats' answers bring all the sightings: as long as everybody is well this asks the database nothing.
 """
@@ -36,6 +39,8 @@ DEFAULT_MAX_CRASHES: Final = 5
 CLOCK_TOLERANCE: Final = 1.0
 #: Past the end of a lease by this much it is over for certain (in seconds).
 SLACK: Final = 0.05
+#: After so much of another worker's lease without a look of ours it is not judged before the next one.
+BLIND_SHARE: Final = 2 / 3
 #: After a rescue that found its worker's row locked or its beat changed, look again this much later (in seconds), once:
 #: then the next heartbeat tells which of the two it was.
 LOOK_AGAIN: Final = 0.5
@@ -50,18 +55,31 @@ class Sighting:
     lease: float
     #: whether a rescue has found that this worker lives, or that its row was locked
     doubted: bool = False
+    #: whether its lease has been counted anew once, after a pause of our looks
+    renewed: bool = False
 
     @property
     def due_at(self) -> float:
         """When this worker is dead unless it beats again."""
         return self.made_at + self.lease + SLACK
 
+    def end_pause(self, now: float, *, is_ours: bool) -> None:
+        """It has not beaten, and we could not have judged it just before this look.
+
+        :param is_ours: whether we wanted to look earlier
+        """
+        if is_ours and not self.renewed:
+            self.renewed = True
+            self.made_at = now
+        else:
+            self.made_at = max(self.made_at, now - BLIND_SHARE * self.lease)
+
 
 @attrs.define(eq=False)
 class Sightings:
     """What is known of the other workers."""
 
-    #: after a longer time without a look (in seconds) nobody is judged, and every lease counts from the next look
+    #: after a longer time without a look (in seconds) nobody is judged before the next one
     longest_gap: float
     _seen: dict[int, Sighting] = attrs.field(factory=dict, init=False)
     _left: dict[int, int] = attrs.field(factory=dict, init=False)
@@ -79,34 +97,44 @@ class Sightings:
             self._last_look is not None and abs((clock - self._last_clock) - (now - self._last_look)) < CLOCK_TOLERANCE
         )
         earliest = self._last_look if steady and self._last_look is not None else now
-        if self._is_blind(now):
-            self._seen.clear()
-            earliest = now
         self._left = {peer.worker_id: peer.beat for peer in peers if peer.has_left}
         known = {peer.worker_id for peer in peers}
         self._seen = {worker_id: seen for worker_id, seen in self._seen.items() if worker_id in known}
         for peer in peers:
             seen = self._seen.get(peer.worker_id)
+            is_blind = self._is_blind(peer.lease, now)
             if seen is None or seen.beat != peer.beat or seen.lease != peer.lease or math.isinf(seen.made_at):
-                made_at = min(now, max(earliest, now - max(0.0, peer.age)))
+                made_at = now if is_blind else min(now, max(earliest, now - max(0.0, peer.age)))
                 self._seen[peer.worker_id] = Sighting(peer.beat, made_at, peer.lease)
+            elif is_blind:
+                seen.end_pause(now, is_ours=self._is_late(now))
         self._last_look, self._last_clock = now, clock
 
     def next_due(self, now: float) -> float:
         """When the earliest lease runs out, unless its worker beats again."""
         if self._left:
             return -math.inf
-        if self._is_blind(now):
-            return math.inf
-        return min((seen.due_at for seen in self._seen.values()), default=math.inf)
+        due = (seen.due_at for seen in self._seen.values() if not self._is_blind(seen.lease, now))
+        return min(due, default=math.inf)
 
-    def _is_blind(self, now: float) -> bool:
-        return self._last_look is not None and now - self._last_look > self.longest_gap
+    def _is_blind(self, lease: float, now: float) -> bool:
+        """Whether so much time has passed without a look that a worker with this lease cannot be judged."""
+        return self._is_late(now) or self._pause(now) > BLIND_SHARE * lease
+
+    def _is_late(self, now: float) -> bool:
+        return self._pause(now) > self.longest_gap
+
+    def _pause(self, now: float) -> float:
+        """How long ago the last look was."""
+        return 0.0 if self._last_look is None else now - self._last_look
 
     def dead(self, now: float) -> list[tuple[int, int]]:
         """(worker id, beat) of those whose time is over, and of those who said that they leave."""
-        seen_now = {} if self._is_blind(now) else self._seen
-        gone = {worker_id: seen.beat for worker_id, seen in seen_now.items() if seen.due_at <= now}
+        gone = {
+            worker_id: seen.beat
+            for worker_id, seen in self._seen.items()
+            if seen.due_at <= now and not self._is_blind(seen.lease, now)
+        }
         return sorted((gone | self._left).items())
 
     def forget(self, judged: Sequence[tuple[int, int]], *, now: float) -> None:

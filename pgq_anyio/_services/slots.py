@@ -21,8 +21,9 @@ them a second out of 15,000, and taking jobs together 30,000 (uvloop; 8,300 and 
   ``own_task=True``; threads are always waited for, so that nothing is gained by stepping them.
 - First steps are made in the order of the jobs, which trio does not promise of tasks that are started together. Jobs in
   processes that were claimed ahead wait for their process in this order.
-- A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job; nor does one
-  in which a handler has left a scope of its own open (``_db/inner_scopes.py``).
+- A task that was asked to cancel, by asyncio's own ``cancel()`` and not by a scope, takes no further job and ends alone
+  (``_db/lone_task.py``). Nor does one take any in which a handler has left a scope of its own open
+  (``_db/inner_scopes.py``).
 - ``cr_frame`` and ``cr_await`` of what a slot awaits are the job's: dumps of a waiting task show the handler's stack.
 """
 
@@ -44,6 +45,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import cancel_shielded_checkpoint
 
 from .._db.inner_scopes import InnerScopes, watch_inner_scopes
+from .._db.lone_task import end_alone
 from .._db.task import cancel_requests, rename_current_task
 from .._holdings import Holdings, Run
 from .._registry import HandlerKind
@@ -153,7 +155,7 @@ class Slots:
         self._start_task(self._run_alone, run, name=_name(run))
 
     def _start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *args: object, name: str) -> None:
-        self._variables.run(partial(self.tasks.start_soon, function, *args, name=name))
+        self._variables.run(partial(self.tasks.start_soon, end_alone, function, *args, name=name))
 
     def step(self, variables: Variables, step: Callable[..., Any], *args: Any) -> Any:
         """Make a step of a job that has waited, in its own variables; what it waits for next."""

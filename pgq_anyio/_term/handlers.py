@@ -13,6 +13,7 @@ from anyio import CapacityLimiter
 from anyio.abc import TaskGroup
 
 from .._context import Context, ExecutionTools
+from .._db.lone_task import end_alone
 from .._executors import ProcessPool
 from .._holdings import Run
 from .._lifecycle import GIVEN_BACK, UNSTARTED_GIVEN_BACK, Outcome
@@ -120,7 +121,8 @@ class Handlers:
             self._end_scheduled(run, GIVEN_BACK)
         else:
             worker.watch()
-            self._tasks.start_soon(run_schedule, run, self._end_scheduled, name=f"schedule:{entry.name}")
+            # As jobs are, by their slots: a run that somebody cancels by asyncio's own ``cancel()`` ends alone.
+            self._tasks.start_soon(end_alone, run_schedule, run, self._end_scheduled, name=f"schedule:{entry.name}")
 
     def _end_scheduled(self, run: ScheduledRun, outcome: Outcome) -> None:
         self.term.scheduler.handler_ended(run)

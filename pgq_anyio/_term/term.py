@@ -188,10 +188,12 @@ class Term:
 
     def interrupted(self) -> None:
         """Something around the jobs has just been cancelled: by the end of a grace, by a second signal, with the lease,
-        by an error, or by the caller of ``run()``. All but the lease end the worker.
+        by an error, or by the caller of ``run()``. All but the lease end the worker. What has not started is given back
+        at once: threads may hold every slot for long.
         """
         if not self.lease.scope.cancel_called:
             self.worker.stop.hurry()
+        self.handlers.begin_stop()
         self.overdue.expect_all()
 
     async def wind_up(self) -> None:

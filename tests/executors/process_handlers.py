@@ -180,15 +180,15 @@ def write_pid_of_a_job(job: Job) -> None:
 
 def hold_a_job(job: Job) -> None:
     """Occupy the process until a file appears."""
-    _hold((job.payload or b"").decode())
+    hold((job.payload or b"").decode())
 
 
 def hold_for_a_run(schedule: Schedule) -> None:
     """As ``hold_a_job``."""
-    _hold(schedule.name)
+    hold(schedule.name)
 
 
-def _hold(path: str) -> None:
+def hold(path: str) -> None:
     tell(path)
     wait_for_file(path + ".go")
 
@@ -219,6 +219,15 @@ def return_on_term(path: str) -> None:
         tell(path)
         stay()
     Path(path + ".tidied").touch()
+
+
+def return_on_term_of_a_job(job: Job) -> None:
+    return_on_term((job.payload or b"").decode())
+
+
+def raise_on_term(path: str) -> None:
+    return_on_term(path)
+    raise PlainError
 
 
 def keep_term_handler() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from pgq_anyio import Job, JobId
 from pgq_anyio._errors import ConfigurationError
-from pgq_anyio._executors._process import ProcessDied, ProcessPool, RemoteError
+from pgq_anyio._executors._process import ProcessDied, ProcessPool, RemoteError, _pool
 from tests.executors import process_handlers
-from tests.executors.processes import is_gone, wait_for_pid, wait_until
+from tests.executors.processes import children, is_gone, wait_for_pid, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -162,6 +162,38 @@ async def test_child_that_cannot_start(pool: ProcessPool, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.executable", "/bin/false")
     with anyio.fail_after(20), pytest.raises(ProcessDied, match="exit code 1 before it could start the handler"):
         await pool.run(H + "pid")
+
+
+def at_start(directory: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Let every Python that starts from now on begin with this."""
+    (directory / "sitecustomize.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+
+
+async def test_child_that_hangs_at_its_start(
+    pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ended, and the error names the handler; the next call gets one that is well."""
+    before = children()
+    with monkeypatch.context() as patch:
+        patch.setattr(_pool, "READY_PATIENCE", 1)
+        at_start(tmp_path, patch, "import time; time.sleep(3600)")
+        with anyio.fail_after(20), pytest.raises(TimeoutError, match=f"{H}pid was not ready"):
+            await pool.run(H + "pid")
+    assert before == children()
+    assert 1 == await pool.run(H + "echo", (1,))
+
+
+@pytest.mark.parametrize("text", ["hi", "something is deprecated here"])
+async def test_child_that_talks_at_its_start(
+    pool: ProcessPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """What is printed before the child has its pipe for itself is not taken for the length of a message."""
+    with monkeypatch.context() as patch:
+        at_start(tmp_path, patch, f"print({text!r}, flush=True)")
+        with anyio.fail_after(20), pytest.raises(RuntimeError, match=f"{H}pid sent something"):
+            await pool.run(H + "pid")
+    assert 1 == await pool.run(H + "echo", (1,))
 
 
 async def test_output_passes_through(pool: ProcessPool, capfd: pytest.CaptureFixture[str]) -> None:

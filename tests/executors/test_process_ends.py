@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import psutil
 import pytest
 
 from pgq_anyio._executors._process import ProcessDied, ProcessPool
-from tests.executors.processes import children, is_gone, wait_for_pid, wait_until
+from tests.executors.processes import children, is_gone, let_go, wait_for_pid, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.heavy]
 
@@ -38,6 +40,7 @@ class Call:
 
     def __init__(self, pool: ProcessPool, target: str, *arguments: object, grace: float = 20) -> None:
         self.overdue = 0
+        self.has_returned = False
         self.scope = anyio.CancelScope()
         self.ended = anyio.Event()
         self._run = (pool, target, arguments, grace)
@@ -47,6 +50,7 @@ class Call:
         try:
             with self.scope:
                 await pool.run(H + target, arguments, cancel_grace=grace, on_overdue=self._count)
+                self.has_returned = True
         finally:
             self.ended.set()
 
@@ -61,7 +65,7 @@ async def cancel_when_there(call: Call, path: Path) -> int:
             group.start_soon(call.run)
             pid = await wait_for_pid(path)
             call.scope.cancel()
-    assert call.scope.cancelled_caught
+    assert call.scope.cancelled_caught != call.has_returned
     return pid
 
 
@@ -114,13 +118,93 @@ async def test_no_grace_kills_at_once(pool: ProcessPool, tmp_path: Path) -> None
 
 
 async def test_handler_that_cleans_up_and_returns(pool: ProcessPool, tmp_path: Path) -> None:
-    """A handler may catch SIGTERM and return in its own time: it is not killed, and the grace is not waited for."""
+    """A handler may catch SIGTERM and return in its own time: it is not killed, the grace is not waited for, and it has
+    done its work.
+    """
     path = tmp_path / "pid"
     call = Call(pool, "return_on_term", str(path), grace=3600)
     pid = await cancel_when_there(call, path)
+    assert call.has_returned
     assert (tmp_path / "pid.tidied").exists()
     assert is_gone(pid)
     assert 0 == call.overdue
+
+
+async def test_handler_that_cleans_up_and_raises(pool: ProcessPool, tmp_path: Path) -> None:
+    """One that raises then was interrupted, whatever it raises."""
+    path = tmp_path / "pid"
+    call = Call(pool, "raise_on_term", str(path), grace=3600)
+    await cancel_when_there(call, path)
+    assert not call.has_returned
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "io_counters"), reason="nothing tells that the reply was written")
+async def test_handler_that_has_returned_already(pool: ProcessPool, tmp_path: Path) -> None:
+    """A reply that is in the pipe when the call is cancelled counts."""
+    path = tmp_path / "held"
+    call = Call(pool, "hold", str(path))
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(call.run)
+            pid = await wait_for_pid(path)
+            await anyio.wait_all_tasks_blocked()
+            wait_for_a_write(pid, lambda: let_go(path))
+            call.scope.cancel()
+    assert call.has_returned
+    assert is_gone(pid)
+
+
+def wait_for_a_write(pid: int, act: Callable[[], None]) -> None:
+    """Block the event loop until a process has written something, so that nobody here has read it."""
+    process = psutil.Process(pid)
+    before = process.io_counters().write_count
+    act()
+    until = time.monotonic() + 20
+    while process.io_counters().write_count == before:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The groups that a signal was sent to, or would have been, from now on."""
+    groups: list[int] = []
+    send = os.killpg
+
+    def killpg(group: int, number: int) -> None:
+        groups.append(group)
+        send(group, number)
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    return groups
+
+
+@pytest.mark.parametrize("target", ["return_on_term", "wait_here"])
+async def test_a_child_that_was_ended_gets_no_signal_later(
+    pool: ProcessPool, tmp_path: Path, signalled: list[int], target: str
+) -> None:
+    """Its process id may be somebody else's by then."""
+    path = tmp_path / "pid"
+    pid = await cancel_when_there(Call(pool, target, str(path), grace=3600), path)
+    assert pid in signalled
+    signalled.clear()
+    assert pid != await pool.run(H + "pid")
+    assert pid not in signalled
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_a_child_that_died_while_idle_gets_no_signal(signalled: list[int], is_asked: bool) -> None:
+    """Nobody knows when that was."""
+    with anyio.fail_after(20):
+        async with ProcessPool(1) as pool:
+            pid = await pool.run(H + "pid")
+            assert isinstance(pid, int)
+            psutil.Process(pid).kill()
+            (child,) = pool._idle
+            await wait_until(lambda: child._process.returncode is not None)
+            if is_asked:
+                assert pid != await pool.run(H + "pid")
+    assert pid not in signalled
 
 
 async def test_cancelled_before_it_starts(pool: ProcessPool, tmp_path: Path) -> None:

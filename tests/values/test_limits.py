@@ -133,9 +133,7 @@ def test_news_during_a_claim_is_not_lost() -> None:
         pytest.param({"slots_left": 1}, True, id="nobody waits for it"),
         pytest.param({"slots_left": 1, "candidates": 1}, False, id="it went to nobody"),
         pytest.param({"slots_left": 1, "candidates": 2, "got": 1, "pause": 9.0}, False, id="there is no token for it"),
-        pytest.param(
-            {"slots_left": 1, "candidates": 1, "got": 1, "pause": 9.0}, False, id="cut to its token"
-        ),
+        pytest.param({"slots_left": 1, "candidates": 1, "got": 1, "pause": 9.0}, False, id="cut to its token"),
         pytest.param({"slots_left": 1, "candidates": 1, "got": 1, "has_room": False}, False, id="the claim was cut"),
         pytest.param({"slots_left": 1, "candidates": 2, "got": 2, "has_room": False}, True, id="as many as were freed"),
         pytest.param({"locked": False}, False, id="others are counting"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -242,3 +243,45 @@ async def test_threads_and_tasks_of_their_own_wait_for_a_slot_too(app: PgQueuer,
     with anyio.fail_after(30):
         await drain(app, max_concurrency=SLOTS)
     assert SLOTS == most
+
+
+@pytest.mark.promise(36)
+@pytest.mark.usefixtures("ahead")
+@pytest.mark.parametrize("kind", ["thread", "shield"])
+async def test_cancelling_run_gives_them_back_at_once(
+    app: PgQueuer, queries: Queries, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Handlers that do not end hold every slot: those that wait for one are not held until then."""
+    monkeypatch.setattr(slots_module, "LONGEST_WAIT", 3600)
+    release = threading.Event()
+    started: list[int] = []
+
+    @app.entrypoint("thread")
+    def thread(job: Job) -> None:
+        started.append(job.id)
+        release.wait(30)
+
+    @app.entrypoint("shield")
+    async def shield(job: Job) -> None:
+        started.append(job.id)
+        with anyio.CancelScope(shield=True):
+            while not release.is_set():  # noqa: ASYNC110  (a thread's)
+                await anyio.sleep(0.01)
+
+    async def run() -> None:
+        with scope:
+            await app.run(max_concurrency=SLOTS)
+
+    scope = anyio.CancelScope()
+    ids = await queries.enqueue([kind] * AHEAD, None)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            try:
+                await wait_states(queries, ids, running=AHEAD)
+                await wait_started(started, SLOTS)
+                scope.cancel()
+                await wait_states(queries, ids, running=SLOTS, queued=AHEAD - SLOTS)
+            finally:
+                release.set()
+    assert SLOTS == len(started)

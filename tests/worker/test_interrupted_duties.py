@@ -109,8 +109,10 @@ async def test_rescue(deed: str, app: PgQueuer, driver: PsycopgDriver, conn: Con
         await mark_left(conn, store, worker_id=gone)
         await passes.rows("delete from {schema}.worker where worker_id = %s", unknown)
         ids = {row[0] for row in await passes.rows("select job_id from {schema}.running")}
-        peers = [Peer(dead, 0, 1.0, 0.0, False), Peer(gone, 0, 30.0, 0.0, True)]
-        rescuer.sightings.observe(peers, clock=0.0, now=anyio.current_time() - 2.0)
+        peers = [Peer(dead, 0, 30.0, 0.0, False), Peer(gone, 0, 30.0, 0.0, True)]
+        now = anyio.current_time()
+        for ago in (45.0, 30.0, 15.0, 0.0):  # one who looks rarely does not judge
+            rescuer.sightings.observe(peers, clock=-ago, now=now - ago)
 
         is_done = await passes.interrupt(deed, k, rescuer.line, lambda: rescue_once(rescuer))
         await passes.check_jobs(ids, f"{deed} at await {k}")

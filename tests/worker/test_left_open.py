@@ -51,6 +51,18 @@ class Leaks:
             self.cancelled += 1
             raise
 
+    async def failing(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._fail_at_the_end)
+            tasks.start_soon(self._wait)
+            yield
+
+    async def _fail_at_the_end(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("nobody hears me")
+
     async def leave_one_open(self, kind: str) -> None:
         generator: Callable[[], AsyncIterator[None]] = getattr(self, kind)
         self.kept.append(generator())
@@ -103,6 +115,25 @@ async def test_it_touches_no_other_job(
             await anyio.sleep(0.01)
     assert f"job {left} of 'leave' {SAID}" in caplog.text
     assert {left: JobStatus.SUCCESSFUL} == await queries.job_status([left])
+
+
+async def test_the_errors_of_its_tasks_are_logged(
+    app: PgQueuer, queries: Queries, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is left to whom they could be raised; the job has the outcome of its handler."""
+    leaks = Leaks()
+
+    @app.entrypoint("leave")
+    async def leave(job: Job) -> None:
+        await leaks.leave_one_open("failing")
+        await anyio.sleep(0.001)
+
+    (left,) = await queries.enqueue("leave")
+    with anyio.fail_after(20):
+        await drain(app)
+    assert {left: JobStatus.SUCCESSFUL} == await queries.job_status([left])
+    assert 1 == caplog.text.count("tasks in a task group that a handler has left open have failed")
+    assert "ValueError: nobody hears me" in caplog.text
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +15,17 @@ import pytest
 import sniffio
 import trio
 
-from pgq_anyio import CancelReason, ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, current_context
+from pgq_anyio import (
+    CancelReason,
+    ConfigurationError,
+    Context,
+    Job,
+    JobStatus,
+    PgQueuer,
+    Queries,
+    Schedule,
+    current_context,
+)
 from pgq_anyio._services.slots import TURN
 from pgq_anyio.testing import drain, running_worker
 from tests.worker.test_cancel import wait_status
@@ -309,24 +322,123 @@ async def test_own_task_is_checked(app: PgQueuer) -> None:
         app.entrypoint("own", own_task=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_task_that_was_asked_to_cancel_takes_no_further_job(app: PgQueuer, queries: Queries) -> None:
-    """A handler that cancels its asyncio task and then returns does so to itself alone."""
-    tasks: dict[bytes | None, int] = {}
+ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", [("asyncio", {}), ("asyncio", {"use_uvloop": True})])
 
-    @app.entrypoint("selfish")
+
+@asynccontextmanager
+async def going_on(app: PgQueuer) -> AsyncIterator[None]:
+    """Run a worker that has not stopped by itself when the block ends."""
+    ended = anyio.Event()
+
+    async def run() -> None:
+        await app.run()
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        with anyio.fail_after(20):
+            yield
+        assert not ended.is_set(), "the worker has stopped"
+        app.stop()
+
+
+@ON_ASYNCIO
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("own_task", [False, True])
+@pytest.mark.promise(27)
+async def test_a_handler_that_cancels_its_task_and_returns_does_so_to_itself_alone(
+    app: PgQueuer, queries: Queries, own_task: bool, times: int
+) -> None:
+    """Its task takes no further job, and neither those that run beside it nor the worker hear of it."""
+    tasks: dict[bytes | None, int] = {}
+    release = anyio.Event()
+
+    @app.entrypoint("selfish", own_task=own_task)
     async def selfish(job: Job) -> None:
         task = asyncio.current_task()
         assert task is not None
         if job.payload == b"cancel":
-            task.cancel()
+            for _ in range(times):
+                task.cancel()
         tasks[job.payload] = id(task)
 
+    @app.entrypoint("beside")
+    async def beside(job: Job) -> None:
+        await release.wait()
+
+    (waiting,) = await queries.enqueue("beside")
     ids = await queries.enqueue(["selfish"] * 3, [b"first", b"cancel", b"last"])
-    await drain(app)
-    statuses = await queries.job_status(ids)
-    assert [JobStatus.SUCCESSFUL] * 3 == [statuses[job_id] for job_id in ids]
+    async with going_on(app):
+        for job_id in ids:
+            await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
+        await anyio.wait_all_tasks_blocked()
+        (later,) = await queries.enqueue("selfish", b"later")
+        await wait_status(queries, later, JobStatus.SUCCESSFUL)
+        release.set()
+        await wait_status(queries, waiting, JobStatus.SUCCESSFUL)
     assert tasks[b"cancel"] != tasks[b"last"]
+
+
+@ON_ASYNCIO
+@pytest.mark.parametrize("is_woken", [False, True])
+@pytest.mark.promise(27)
+async def test_a_task_that_is_cancelled_after_its_job_has_ended(
+    app: PgQueuer, queries: Queries, is_woken: bool
+) -> None:
+    """Somebody has kept it: it idles, or a job has just been found for it, and others take that."""
+    kept: list[asyncio.Task[Any]] = []
+
+    @app.entrypoint("kept")
+    async def kept_one(job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        kept.append(task)
+
+    async with going_on(app):
+        (first,) = await queries.enqueue("kept")
+        await wait_status(queries, first, JobStatus.SUCCESSFUL)
+        await anyio.wait_all_tasks_blocked()
+        if is_woken:
+            worker = app._worker
+            assert worker is not None
+            assert worker.term is not None
+            slots = worker.term.handlers._slots
+            assert slots is not None
+            assert 1 == len(slots._idle)
+            slots._wake()
+        kept[0].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert kept[0].done()
+        assert not kept[0].cancelled()
+        later = await queries.enqueue(["kept"] * 3, None)
+        for job_id in later:
+            await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
+    assert kept[0] not in kept[1:]
+
+
+@ON_ASYNCIO
+@pytest.mark.promise(27, 43)
+async def test_a_scheduled_run_that_cancels_its_task_does_so_to_itself_alone(app: PgQueuer, queries: Queries) -> None:
+    """It is recorded, and the worker goes on."""
+
+    @app.schedule("selfish", "0 0 1 1 *")
+    async def selfish(schedule: Schedule) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+
+    @app.entrypoint("later")
+    async def later(job: Job) -> None: ...
+
+    async with going_on(app):
+        while not await queries.schedules():  # noqa: ASYNC110  (a fact of the database)
+            await anyio.sleep(0.01)
+        await queries.run_schedule("selfish")
+        while (await queries.schedules())[0].last_status != JobStatus.SUCCESSFUL:  # noqa: ASYNC110  (as above)
+            await anyio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
+        (job_id,) = await queries.enqueue("later")
+        await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
 
 
 async def test_a_waiting_task_shows_its_job(app: PgQueuer, queries: Queries) -> None:

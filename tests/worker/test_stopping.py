@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from typing import Any
 
 import anyio
 import anyio.from_thread
 import psycopg
 import pytest
 
-from pgq_anyio import ConfigurationError, Context, Job, JobStatus, PgQueuer, Queries, SchemaError
+from pgq_anyio import (
+    ConfigurationError,
+    Context,
+    Job,
+    JobStatus,
+    PgQueuer,
+    PsycopgDriver,
+    Queries,
+    SchemaError,
+    _app,
+)
+from pgq_anyio._database import open_database
 from pgq_anyio._db import Connection
 from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
@@ -263,6 +276,46 @@ async def test_stop_from_another_thread(app: PgQueuer, queries: Queries) -> None
         async with anyio.create_task_group() as tasks:
             await tasks.start(app.run)
             await anyio.to_thread.run_sync(app.stop)
+
+
+@pytest.mark.promise(34)
+async def test_a_stop_while_the_database_is_opened() -> None:
+    """It is not forgotten, and does not wait for a server that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, anyio.fail_after(20):
+        silent.settimeout(20)
+        app = PgQueuer(f"host=127.0.0.1 port={silent.getsockname()[1]} dbname=nothing connect_timeout=60")
+        with ExitStack() as stack:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(app.run)
+                connection, _ = await anyio.to_thread.run_sync(silent.accept)
+                stack.enter_context(connection)  # it says nothing, to the end
+                await anyio.to_thread.run_sync(app.stop)
+
+
+@pytest.mark.promise(34)
+async def test_a_stop_when_the_database_has_just_been_opened(
+    app: PgQueuer, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job starts."""
+    ran = []
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        ran.append(job.id)
+
+    @asynccontextmanager
+    async def open_and_stop(*args: Any, **options: Any) -> AsyncIterator[PsycopgDriver]:
+        async with open_database(*args, **options) as driver:
+            app.stop()
+            yield driver
+
+    monkeypatch.setattr(_app, "open_database", open_and_stop)
+    (job_id,) = await queries.enqueue("fetch")
+    with anyio.fail_after(20):
+        await app.run()
+    assert [] == ran
+    assert {job_id: JobStatus.QUEUED} == await queries.job_status([job_id])
+    assert [] == await queries.workers()
 
 
 async def test_resources_are_closed_after_the_last_job(dsn: str, schema: str, queries: Queries) -> None:

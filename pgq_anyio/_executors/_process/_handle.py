@@ -5,8 +5,9 @@ a handler has started can be ended with it. It is started by ``exec`` of the int
 written into the command: no state is inherited by fork, and the environment stays as it is.
 
 A group's id is its leader's process id, which is free again when the leader has been reaped *and* the group is empty.
-Signals that are sent to the rest of a group after that rely on process ids being handed out in turn: a whole round of
-them would have to pass in between.
+Signals that are sent to the rest of a group right after that rely on process ids being handed out in turn: a whole
+round of them would have to pass in between. Later none is sent: not after ``end`` or ``bury``, and not to what is left
+of a child that died while it was idle, for nobody knows when that was.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._importable import main_origin
-from ._wire import HEADER, READY, SETUP, STARTED, Setup, pack
+from ._wire import HEADER, RAISED, READY, SETUP, STARTED, Setup, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,12 +46,18 @@ KILL_PATIENCE = 10.0
 GROUP_CHECK = 0.01
 
 CHUNK = 1 << 18
+#: No body is as long as this (in bytes), and every text that is read as a header says that it is longer.
+LONGEST_BODY = 1 << 48
 
 PROGRAM = "import sys; sys.path[:] = {path!r}; from {module} import main; main({stdout}, {parent})"
 
 
 class ChildGone(Exception):  # noqa: N818 - not an error until somebody says so
     """Raised if the child has closed its end of the pipe: it has ended, or is about to."""
+
+
+class Garbled(Exception):  # noqa: N818 - as above
+    """Raised if the child has sent something that is no message of ours."""
 
 
 class ChildProcess:
@@ -60,10 +67,12 @@ class ChildProcess:
         self._process = process
         self._received = bytearray()
         self._setup = setup
-        #: whether a request is under way
+        #: whether a request is under way, or was when the child was ended
         self.busy = False
         #: whether the handler of the latest request was reached
         self.started = False
+        #: whether the group's id may be somebody else's by now
+        self._is_over = False
 
     @classmethod
     async def start(cls, backend: str) -> ChildProcess:
@@ -95,15 +104,20 @@ class ChildProcess:
         """Process id, and id of the process group."""
         return self._process.pid
 
-    async def set_up(self) -> None:
+    async def set_up(self, patience: float) -> None:
         """
         Tell the child what it has to know, and wait until it can be sent requests.
 
+        :param patience: maximum time to wait (in seconds)
         :raises ChildGone: if the child ended instead
+        :raises Garbled: if it said something else
+        :raises TimeoutError: if it said nothing in time
         """
-        await self._send(self._setup)
-        kind, _ = await self._receive()
-        assert kind == READY
+        with anyio.fail_after(patience):
+            await self._send(self._setup)
+            kind, _ = await self._receive()
+        if kind != READY:
+            raise Garbled
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """
@@ -111,9 +125,13 @@ class ChildProcess:
 
         :return: kind and body of the reply
         :raises ChildGone: if the child ended instead of answering
+        :raises Garbled: if it said something else
         """
         await checkpoint_if_cancelled()
         self.busy, self.started = True, False
+        self._is_over = self._process.returncode is not None  # it has died while it was idle
+        if self._is_over:
+            raise ChildGone
         await self._send(request)
         reply = await self._receive_reply()
         self.busy = False
@@ -123,7 +141,7 @@ class ChildProcess:
         """Send SIGKILL to the group. Whoever waits for a reply gets :exc:`ChildGone`."""
         self._signal_group(signal.SIGKILL)
 
-    async def end(self, grace: float, on_overdue: Callable[[], None] | None = None) -> None:
+    async def end(self, grace: float, on_overdue: Callable[[], None] | None = None) -> tuple[int, bytes] | None:
         """
         End the process and its group: SIGTERM, and SIGKILL after ``grace`` seconds. Shielded.
 
@@ -131,15 +149,16 @@ class ChildProcess:
         even SIGKILL does not help (a process that hangs in the kernel), a warning says so.
 
         :param on_overdue: called if the process is still there after ``grace``
+        :return: the reply to the request that was under way, if there was one and it was still answered
         """
+        reply: tuple[int, bytes] | None = None
         with anyio.CancelScope(shield=True):
             self._signal_group(signal.SIGTERM)
             with anyio.move_on_after(grace) as patience:
-                # A handler may catch the signal and return in its own time; then the child is free and can leave.
-                with suppress(ChildGone):
-                    while self.busy:
-                        await self._receive_reply()
-                        self.busy = False
+                # A handler may catch the signal and return in its own time, or has returned already.
+                if self.busy:
+                    with suppress(ChildGone, Garbled):
+                        reply = await self._receive_reply()
                 await self._close_requests()
                 await self._process.wait()
                 await self._until_group_is_empty()
@@ -150,6 +169,7 @@ class ChildProcess:
                 if patience.cancelled_caught:
                     self._signal_group(signal.SIGKILL)
                 await self._reap()  # noqa: ASYNC102 - shielded; no deadline, see above
+        return reply
 
     async def bury(self) -> int:
         """
@@ -168,6 +188,7 @@ class ChildProcess:
     async def leave(self) -> None:
         """Let an idle child end by itself, and end it if it does not. Shielded."""
         with anyio.CancelScope(shield=True):
+            self._is_over = self._process.returncode is not None  # it has died while it was idle
             with anyio.move_on_after(LEAVE_PATIENCE):
                 await self._close_requests()
                 await self._process.wait()
@@ -193,6 +214,8 @@ class ChildProcess:
         while True:
             if len(data) >= HEADER.size:
                 length, kind = HEADER.unpack_from(data)
+                if length > LONGEST_BODY or kind > RAISED:
+                    raise Garbled
                 end = HEADER.size + length
                 if len(data) >= end:
                     with memoryview(data) as view:
@@ -218,7 +241,9 @@ class ChildProcess:
             await anyio.sleep(GROUP_CHECK)
 
     def _signal_group(self, number: int) -> bool:
-        """Send a signal to the group, and return whether it had any members."""
+        """Send a signal to the group while it is ours, and return whether it had any members."""
+        if self._is_over:
+            return False
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -232,6 +257,7 @@ class ChildProcess:
         if self._process.returncode is None:
             logger.warning("process %d does not end although it was sent SIGKILL; still waiting for it", self.pid)
         await self._process.wait()
+        self._is_over = True
         await self._process.aclose()
 
 

@@ -21,15 +21,18 @@ import anyio
 from ..._errors import ConfigurationError
 from ._child import is_child
 from ._errors import ProcessDied
-from ._handle import ChildGone, ChildProcess
+from ._handle import ChildGone, ChildProcess, Garbled
 from ._importable import MAIN_ALIAS, main_origin
-from ._wire import MainUnpickler, pack_request, unpack_reply
+from ._wire import RETURNED, MainUnpickler, pack_request, unpack_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from types import TracebackType
     from typing import Any, Self
+
+#: How long Python's own start and our imports may take (in seconds). On a machine that is very busy they take long.
+READY_PATIENCE = 60.0
 
 
 class ProcessPool:
@@ -100,8 +103,9 @@ class ProcessPool:
         Call a function in a child process.
 
         If the surrounding scope is cancelled, the child and everything it has started gets SIGTERM, and SIGKILL after
-        ``cancel_grace``; the cancellation goes on when the child has ended. Programs that moved to a session of their
-        own are not followed.
+        ``cancel_grace``; the cancellation goes on when the child has ended, unless the function still returned: it has
+        done its work then, and its result is returned here. Programs that moved to a session of their own are not
+        followed.
 
         :param target: what :func:`check_importable` returned for the function, sync or async
         :param arguments: positional arguments. They have to be picklable, and so has the result.
@@ -114,6 +118,7 @@ class ProcessPool:
         :return: what the function returned
         :raises ProcessDied: if the child ended before the function did
         :raises RemoteError: if the function raised something that cannot be raised here
+        :raises TimeoutError: if a new child is not ready after ``READY_PATIENCE``
         :raises TypeError: if arguments or result cannot be pickled
         :raises RuntimeError: if the pool is not open, or was opened before a fork
 
@@ -155,12 +160,18 @@ class ProcessPool:
                 if warm and not child.started:
                     continue
                 raise ProcessDied(target, returncode, started=child.started) from None
-            except BaseException:
-                if child.busy:
-                    await child.end(cancel_grace, on_overdue)  # noqa: ASYNC102 - shielded inside
-                raise
+            except Garbled:
+                await child.end(cancel_grace, on_overdue)  # noqa: ASYNC120 - shielded inside
+                raise _garbled(target) from None
+            except BaseException as error:
+                late = await child.end(cancel_grace, on_overdue) if child.busy else None  # noqa: ASYNC102 - as above
+                # A handler that returns although it was asked to end has done its work, as an async one has.
+                if late is None or late[0] != RETURNED or not isinstance(error, anyio.get_cancelled_exc_class()):
+                    raise
+                reply = late
             finally:
                 self._working.discard(child)
+                # One that was ended stays busy.
                 if not child.busy:
                     await self._give_back(child)  # noqa: ASYNC102 - shielded inside
             return reply
@@ -169,10 +180,19 @@ class ProcessPool:
         child = await ChildProcess.start(self._backend)
         self._working.add(child)
         try:
-            await child.set_up()
+            await child.set_up(READY_PATIENCE)
         except ChildGone:
             returncode = await child.bury()  # noqa: ASYNC120 - shielded inside
             raise ProcessDied(target, returncode, started=False) from None
+        except TimeoutError:
+            await child.end(0.0)  # noqa: ASYNC120 - shielded inside
+            raise TimeoutError(
+                f"the process of {target} was not ready for the handler after {READY_PATIENCE:g} s: does something "
+                "hang that Python runs at its start, such as a sitecustomize, or a directory of sys.path?"
+            ) from None
+        except Garbled:
+            await child.end(0.0)  # noqa: ASYNC120 - shielded inside
+            raise _garbled(target) from None
         except BaseException:
             await child.end(0.0)  # noqa: ASYNC102 - shielded inside
             raise
@@ -186,6 +206,13 @@ class ProcessPool:
             await child.end(0.0)
         else:
             self._idle.append(child)
+
+
+def _garbled(target: str) -> RuntimeError:
+    return RuntimeError(
+        f"the process of {target} sent something that is no message of ours. Is anything printed when Python starts, "
+        "such as by a sitecustomize? Its standard output is ours until the handler begins"
+    )
 
 
 async def _acquire(slots: anyio.Semaphore, patience: float, on_impatient: Callable[[], None] | None) -> None:

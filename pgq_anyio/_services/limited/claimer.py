@@ -132,8 +132,8 @@ class LimitedClaimer:
         self.room.ring()
 
     def hear_of_changes(self, number: int) -> None:
-        """So many changes of the limits there have been, by the last heartbeat: notifications may be lost. After a failover
-        it may be fewer than are known.
+        """So many changes of the limits there have been, by the last heartbeat: notifications may be lost. After a
+        failover it may be fewer than are known.
         """
         if number != self.limit_changes:
             self.outdate()
