@@ -335,7 +335,8 @@ class PgQueuer:
                 finally:
                     self._worker = None  # before its driver is closed
         except BaseExceptionGroup as group:
-            raise first_leaf(group) from None
+            leaf = first_leaf(group)
+            raise leaf from leaf.__cause__
         finally:
             self._stop = None
 

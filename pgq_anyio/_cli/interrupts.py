@@ -94,6 +94,8 @@ class Interrupts:
             self._cancel = _do_nothing
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.heard and number == signal.SIGHUP:
+            return  # of a terminal that is closed its shell tells, and then the kernel
         if self.once:
             self.ignore()
         if self._cancel is None:

@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -41,11 +43,26 @@ _unanswered: dict[_Place, float] = {}
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("pgq_anyio_lookups")
 
 
-class HostsError(errors.OperationalError):
-    """Raised if none of several hosts can be connected to, for different reasons."""
+#: What the system says of an address at which nobody listens.
+_NOBODY: Final = tuple(map(os.strerror, (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOENT)))
 
-    #: Why each attempt failed. They are judged one by one: what one host refuses says nothing about the others.
-    failures: Sequence[errors.Error] = ()
+
+class HostsError(errors.OperationalError):
+    """Raised if none of several addresses can be connected to, for different reasons."""
+
+    #: host, and why the attempt failed
+    failures: Sequence[tuple[str, errors.Error]] = ()
+
+    def answers(self) -> list[errors.Error]:
+        """What is to be judged, each for itself: what one host refuses says nothing about the others. Where one address
+        of a host answers, the others at which nobody listens are of no account (IPv6, at most sites).
+        """
+        answering = {host for host, error in self.failures if not _is_nobody(error)}
+        return [error for host, error in self.failures if host not in answering or not _is_nobody(error)]
+
+
+def _is_nobody(error: errors.Error) -> bool:
+    return isinstance(error, errors.ConnectionTimeout) or any(text in str(error) for text in _NOBODY)
 
 
 async def open_pgconn(conninfo: str, options: Mapping[str, ConnParam]) -> PGconn:
@@ -115,7 +132,7 @@ def _summary(failures: list[tuple[str, errors.Error]]) -> errors.Error:
         return last.with_traceback(None)
     text = "; ".join(messages)
     refusal = HostsError(f"none of the hosts can be connected to: {text}", pgconn=last.pgconn)
-    refusal.failures = [error.with_traceback(None) for _, error in failures]
+    refusal.failures = [(host, error.with_traceback(None)) for host, error in failures]
     return refusal
 
 

@@ -66,7 +66,7 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, psycopg.Error):
         return False
     if isinstance(error, HostsError):
-        return any(is_transient(failure) for failure in error.failures)
+        return any(map(is_transient, error.answers()))
     code = error.sqlstate
     if code is not None:
         return code in _TRANSIENT or code.startswith(_TRANSIENT_CLASSES)

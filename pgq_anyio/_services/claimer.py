@@ -56,6 +56,8 @@ MOST_ROWS: Final = 4096
 #: longest.
 FIRST_PAUSE: Final = 0.002
 LONGEST_PAUSE: Final = 0.25
+#: During longer ones it is to be notified of jobs (in seconds).
+AUDIBLE_PAUSE: Final = 0.01
 #: With less room than this part of a whole claim it is worth waiting for more, but no longer than this (in seconds).
 WORTHWHILE_SHARE: Final = 4
 LONGEST_GATHERING: Final = 0.005
@@ -182,8 +184,12 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
             await anyio.sleep(min(claimer.took, LONGEST_GATHERING))
         elif not claimer.knows_of_none and await retrying(partial(claim_once, claimer), what="claiming jobs"):
             gathered = False
+            if claimer.pause > AUDIBLE_PAUSE:
+                claimer.idled_at = anyio.current_time()
             if claimer.sleeping and anyio.current_time() - claimer.idled_at > AWAKE_AFTER:
                 await _mark(claimer, sleeping=False)
+            elif not claimer.sleeping and claimer.pause > AUDIBLE_PAUSE:
+                await _mark(claimer, sleeping=True)
         else:
             gathered = False
             await _rest(claimer)

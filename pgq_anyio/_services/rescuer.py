@@ -63,15 +63,16 @@ class Sighting:
         """When this worker is dead unless it beats again."""
         return self.made_at + self.lease + SLACK
 
-    def end_pause(self, now: float, *, is_ours: bool) -> None:
+    def end_pause(self, now: float, pause: float, *, is_ours: bool) -> None:
         """It has not beaten, and we could not have judged it just before this look.
 
+        :param pause: since the look before (in seconds)
         :param is_ours: whether we wanted to look earlier
         """
         if is_ours and not self.renewed:
             self.renewed = True
             self.made_at = now
-        else:
+        elif pause > BLIND_SHARE * self.lease:
             self.made_at = max(self.made_at, now - BLIND_SHARE * self.lease)
 
 
@@ -107,7 +108,7 @@ class Sightings:
                 made_at = now if is_blind else min(now, max(earliest, now - max(0.0, peer.age)))
                 self._seen[peer.worker_id] = Sighting(peer.beat, made_at, peer.lease)
             elif is_blind:
-                seen.end_pause(now, is_ours=self._is_late(now))
+                seen.end_pause(now, self._pause(now), is_ours=self._is_late(now))
         self._last_look, self._last_clock = now, clock
 
     def next_due(self, now: float) -> float:

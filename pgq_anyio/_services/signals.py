@@ -29,6 +29,8 @@ async def run_signals(
         task_status.started()
         count = 0
         async for number in received:
+            if count and number == signal.SIGHUP:
+                continue  # of a terminal that is closed its shell tells, and then the kernel
             count += 1
             name = signal.Signals(number).name
             if count == 1:

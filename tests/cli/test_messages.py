@@ -48,7 +48,9 @@ def test_missing_database_and_role(server_dsn: str) -> None:
 async def test_each_of_several_hosts_is_told(server_dsn: str) -> None:
     """One is not there, and the other one lacks the database."""
     there = conninfo_to_dict(server_dsn)
-    both = make_conninfo(server_dsn, host=f"127.0.0.1,{there['host']}", port=f"1,{there['port']}", dbname="no")
+    both = make_conninfo(
+        server_dsn, host=f"127.0.0.1,{there['host']}", port=f"1,{there.get('port', 5432)}", dbname="no"
+    )
     with pytest.raises(psycopg.OperationalError) as caught:
         await Connection.connect(both)
     told = explain(caught.value, database="the database")

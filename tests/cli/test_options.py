@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from pgq_anyio._cli.backends import Backend, BackendName, choose_backend
+from pgq_anyio._cli.interrupts import stop_signals
 from pgq_anyio._cli.logs import JsonFormatter
 from pgq_anyio._cli.messages import UsageError
 from pgq_anyio._cli.options import check_ids, describe, parse_duration
@@ -68,7 +68,7 @@ def test_run_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         on_lease_lost="continue",
         shutdown_grace=2.0,
         cancel_grace=0.25,
-        signals=(signal.SIGTERM, signal.SIGINT),
+        signals=stop_signals(),
         block_warning=3.0,
         retention=check_retention(3600.0),
         exit_process=True,

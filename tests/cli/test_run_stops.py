@@ -237,6 +237,20 @@ def test_signal_before_the_start(
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.promise(34)
+def test_a_closed_terminal_is_one_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
+    """Its shell tells of it, and then the kernel: the grace is not skipped."""
+    with hangups(signal.SIG_DFL):
+        worker = commands.start_worker(fleet.schema, *loop)
+    (job,) = fleet.enqueue("sleep", b"3")
+    wait_until(lambda: started(fleet, job))
+    worker.signal(signal.SIGHUP)
+    worker.wait_said("stopping; running jobs may end")
+    worker.signal(signal.SIGHUP)
+    assert worker.wait() == 0
+    assert fleet.status(job) == "successful"
+
+
 @pytest.mark.promise(17)
 def test_under_nohup_a_terminal_may_be_closed(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
     """The worker goes on."""

@@ -160,6 +160,19 @@ def test_one_whose_looks_are_always_late_judges_all_the_same() -> None:
     assert [(1, 1)] == sightings.dead(52.1)
 
 
+@pytest.mark.promise(12)
+def test_one_with_a_short_lease_whose_looks_are_always_late_judges_one_with_a_long_lease() -> None:
+    """Its pauses are short for the other: after the first of them they count."""
+    sightings = Sightings(10 / 3)
+    dead = None
+    for number in range(20):
+        look(sightings, 3.5 * number, peer(1))
+        if dead is None and sightings.dead(3.5 * number):
+            dead = 3.5 * number
+    assert dead is not None
+    assert 30 < dead <= 30 + 2 * 3.5
+
+
 def test_a_beat_after_a_pause_brings_a_full_lease_again() -> None:
     sightings = Sightings(20.0)
     look(sightings, 0.0, peer(1))

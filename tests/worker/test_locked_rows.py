@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from psycopg import sql
 
 from pgq_anyio import Job, JobId, PgQueuer, Queries
 from pgq_anyio._db import Connection
@@ -21,7 +22,7 @@ FEW = 40
 
 
 async def test_what_others_have_locked_is_passed_by(
-    app: PgQueuer, queries: Queries, conn: Connection, monkeypatch: pytest.MonkeyPatch
+    app: PgQueuer, queries: Queries, conn: Connection, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many they are, the jobs behind them run; and nobody tries the locked ones all the time."""
     ran: list[JobId] = []
@@ -53,5 +54,8 @@ async def test_what_others_have_locked_is_passed_by(
             claims = 0
             await anyio.sleep(1)
             assert claims <= FEW
+            # It is to be told of new ones, and need not come across them.
+            is_told = sql.SQL("select sleeping from {}.worker").format(sql.Identifier(schema))
+            assert [(True,)] == await (await conn.execute(is_told)).fetchall()
             (last,) = await queries.enqueue("fetch")
             await wait_for(lambda: ran == [*behind, last])

@@ -66,7 +66,7 @@ order by o.entrypoint
 
 -- name: outdate_workers
 -- After define_limits, in its transaction: workers that serve a changed name claim nothing without limits until they know.
--- Here, and not when they claim, is counted what they have to know.
+-- Here, and not when they claim, is counted what they have to know. Workers of an earlier version look at the mark.
 with changed as materialized (
     select array(
         select l.entrypoint from {schema}.limiter l where l.worker_id = %(worker_id)s::bigint and l.defined_at = now()
@@ -76,8 +76,8 @@ with changed as materialized (
     where w.worker_id <> %(worker_id)s::bigint and w.entrypoints && c.entrypoints
     order by w.worker_id for update of w
 ), outdated as (
-    update {schema}.worker w set limit_changes = w.limit_changes + 1 from other o where w.worker_id = o.worker_id
-    returning w.worker_id
+    update {schema}.worker w set limit_changes = w.limit_changes + 1, outdated = true
+    from other o where w.worker_id = o.worker_id returning w.worker_id
 )
 select pg_notify({channel}, 'limits')::text where exists (select from outdated)
 
