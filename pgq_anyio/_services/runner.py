@@ -104,8 +104,8 @@ def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outc
             max_attempts=run.entrypoint.max_attempts,
             policy=run.entrypoint.retry_policy,
         )
-    except BaseException as broken:  # noqa: BLE001  (what a handler raises may be a class of its own, and do anything)
-        return _undecidable(error, broken)
+    except BaseException as broken:  # noqa: BLE001, ASYNC103  (a class of the handler's own may do anything)
+        return _undecidable(error, broken)  # noqa: ASYNC104  (nothing is awaited here: it is no cancellation)
 
 
 def _undecidable(error: BaseException | None, broken: BaseException) -> Outcome:
@@ -172,8 +172,8 @@ def _decide_schedule(context: Context, error: BaseException | None, *, interrupt
         if isinstance(outcome, Again):
             assert error is not None, "only an exception asks for another attempt"
             return Failed(outcome.error or ErrorText.of(error))
-    except BaseException as broken:  # noqa: BLE001  (as for a job)
-        return _undecidable(error, broken)
+    except BaseException as broken:  # noqa: BLE001, ASYNC103  (as for a job)
+        return _undecidable(error, broken)  # noqa: ASYNC104  (as for a job)
     return outcome
 
 

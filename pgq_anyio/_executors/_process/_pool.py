@@ -163,7 +163,7 @@ class ProcessPool:
             except Garbled:
                 await child.end(cancel_grace, on_overdue)  # noqa: ASYNC120 - shielded inside
                 raise _garbled(target) from None
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103  (work that is done is not undone by a cancellation)
                 late = await child.end(cancel_grace, on_overdue) if child.busy else None  # noqa: ASYNC102 - as above
                 # A handler that returns although it was asked to end has done its work, as an async one has.
                 if late is None or late[0] != RETURNED or not isinstance(error, anyio.get_cancelled_exc_class()):
