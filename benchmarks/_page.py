@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ._peers import ROOT
 from ._run import Record, read_records
+from ._tried import explain
 
 PAGE = ROOT / "docs" / "how-fast.md"
 #: What the page shows and links to: charts, and the results that it is made from.
@@ -35,10 +36,11 @@ fresh database, with one worker process. They take turns, and medians of the rou
 every job was handled and its end recorded.
 
 - **pgq_anyio** runs with the defaults of `PgQueuer.run` unless it says otherwise. Nothing is switched off: each job
-  has a scope and a context of its own, its outcome is recorded and kept, and heartbeats go on.
+  has a context of its own and a scope to itself while it runs (one that nobody has cancelled serves the next job), its
+  outcome is recorded and kept, and heartbeats go on.
 - **PgQueuer** runs on asyncpg and uvloop, with batches of 100 and 500 (its default is 10), on one connection and on a
   pool of four, with no limit of concurrency and without the periodic aggregation of its log. The best of these counts.
-  It records every outcome, too.
+  It records every outcome, too. Its unlogged tables are left out: their records would not survive a crash.
 - **graphile-worker** runs with the settings that its documentation gives for performance: a local queue of 500 jobs, 24
   jobs at a time, completions in batches. Its payload is JSON of 100 bytes. It deletes jobs that succeed, so that less
   is written: there is no record that anybody could look up.
@@ -88,7 +90,15 @@ def _goals(records: Sequence[Record]) -> str:
     small = [record.name for record in records if not record.full]
     which = "all figures" if len(small) == len(records) else ", ".join(small)
     note = f"\nMeasured in a small size, for a first look, and therefore not judged: {which}.\n" if small else ""
-    return f"## Goals\n\n{_table(('', 'figure', 'goal', 'measured', 'met'), rows)}{note}"
+    return f"## Goals\n\n{_table(('', 'figure', 'goal', 'measured', 'met'), rows)}{note}{_missed(records)}"
+
+
+def _missed(records: Sequence[Record]) -> str:
+    told = explain(one for record in records if record.full for one in record.verdicts())
+    if not told:
+        return ""
+    lines = [f"- **Figure {number}.** {text}\n" for number, text in told.items()]
+    return "\nGoals that are not met:\n\n" + "".join(lines)
 
 
 def _section(record: Record) -> str:

@@ -17,6 +17,7 @@ from ._figure import Bench, Figure, Verdict
 from ._figures import FIGURES
 from ._report import print_table
 from ._server import bench_server, describe
+from ._tried import explain
 
 
 @attrs.frozen
@@ -126,6 +127,8 @@ def print_goals(place: Path, names: Sequence[str] = ()) -> int:
             print(f"{one.name}: a small size, for a first look: {one.size}")
         for name, reason in one.missing.items():
             print(f"missing: {one.name}: {name}: {reason}")
+    for number, text in explain(verdict for one in records if one.full for verdict in one.verdicts()).items():
+        print(f"\nfigure {number} is not met. {text}")
     for peer in sorted({peer for one in records for peer in one.peers.values()}):
         print(peer)
     complete = [one for one in records if one.full]

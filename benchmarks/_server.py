@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -63,7 +64,8 @@ def _drop(dsn: str, name: str) -> None:
 
 def describe(dsn: str) -> dict[str, str]:
     """Versions of everything involved, and the settings that matter; read from the server, not assumed."""
-    found = {"python": platform.python_version(), "cpus": str(os.cpu_count()), "machine": platform.machine()}
+    found = {"code": _commit(), "python": platform.python_version()}
+    found |= {"cpus": str(os.cpu_count()), "machine": platform.machine()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -73,6 +75,15 @@ def describe(dsn: str) -> dict[str, str]:
         for setting in SETTINGS:
             found[setting] = ask(conn, "select current_setting(%s)", setting)
     return found
+
+
+def _commit() -> str:
+    """Which commit is measured, and whether anything was changed since."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def settle(dsn: str) -> None:

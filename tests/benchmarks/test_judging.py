@@ -13,6 +13,7 @@ from benchmarks._figure import Bench, Verdict, at_least, at_most
 from benchmarks._figures import FIGURES
 from benchmarks._page import FILES, PAGE, chart_name, render
 from benchmarks._run import Record, is_full, read_records
+from benchmarks._tried import TRIED, explain
 from benchmarks.contenders._contender import graphile_worker, ours
 
 
@@ -91,3 +92,11 @@ def test_every_figure_has_the_same_sizes_in_both_forms(name: str) -> None:
     quick, full = FIGURES[name].QUICK, FIGURES[name].FULL
     assert list(quick) == list(full)
     assert all(quick[key] <= full[key] for key in quick)
+
+
+def test_of_each_goal_that_is_not_met_it_is_told_what_was_tried() -> None:
+    """On the page and on the terminal, with what stands in the way."""
+    told = explain(verdict for record in read_records(FILES) if record.full for verdict in record.verdicts())
+    assert told.items() <= {number: str(one) for number, one in TRIED.items()}.items()
+    assert all(text in PAGE.read_text("utf-8") for text in told.values())
+    assert {99: "Nothing was tried yet."} == explain([at_least(99, "", 1.0, 2.0)])
