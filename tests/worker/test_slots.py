@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,6 +24,7 @@ from pgq_anyio import (
     PgQueuer,
     Queries,
     Schedule,
+    ThreadExecutor,
     current_context,
 )
 from pgq_anyio._services.slots import TURN
@@ -316,6 +317,24 @@ async def test_a_handler_can_have_a_task_of_its_own(app: PgQueuer, queries: Quer
     assert sorted(f"job:own:{job_id}" for job_id in ids) == sorted(str(name) for name in tasks)
 
 
+async def test_a_thread_has_a_task_of_its_own(app: PgQueuer, queries: Queries) -> None:
+    """It is always waited for, so that nothing would be gained by a task that takes one after the other."""
+    tasks: list[str | None] = []
+
+    class Watched(ThreadExecutor):
+        async def execute(self, job: Job, context: Context) -> None:
+            tasks.append(anyio.get_current_task().name)
+            await super().execute(job, context)
+
+    @app.entrypoint("thread", executor_factory=Watched)
+    def thread(job: Job) -> None:
+        pass
+
+    ids = await queries.enqueue(["thread"] * 5, None)
+    await drain(app, max_concurrency=1)
+    assert [f"job:thread:{job_id}" for job_id in ids] == tasks
+
+
 async def test_own_task_is_checked(app: PgQueuer) -> None:
     """Only True and False."""
     with pytest.raises(ConfigurationError, match="own_task"):
@@ -343,14 +362,14 @@ async def going_on(app: PgQueuer) -> AsyncIterator[None]:
 
 
 @ON_ASYNCIO
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("times", "waits"), [(1, False), (2, False), (1, True)], ids=["once", "twice", "and waits"])
 @pytest.mark.parametrize("own_task", [False, True])
 @pytest.mark.promise(27)
 async def test_a_handler_that_cancels_its_task_and_returns_does_so_to_itself_alone(
-    app: PgQueuer, queries: Queries, own_task: bool, times: int
+    app: PgQueuer, queries: Queries, own_task: bool, times: int, waits: bool
 ) -> None:
     """Its task takes no further job, and neither those that run beside it nor the worker hear of it."""
-    tasks: dict[bytes | None, int] = {}
+    tasks: dict[bytes | None, asyncio.Task[Any]] = {}
     release = anyio.Event()
 
     @app.entrypoint("selfish", own_task=own_task)
@@ -360,7 +379,10 @@ async def test_a_handler_that_cancels_its_task_and_returns_does_so_to_itself_alo
         if job.payload == b"cancel":
             for _ in range(times):
                 task.cancel()
-        tasks[job.payload] = id(task)
+            if waits:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+        tasks[job.payload] = task
 
     @app.entrypoint("beside")
     async def beside(job: Job) -> None:
@@ -376,7 +398,7 @@ async def test_a_handler_that_cancels_its_task_and_returns_does_so_to_itself_alo
         await wait_status(queries, later, JobStatus.SUCCESSFUL)
         release.set()
         await wait_status(queries, waiting, JobStatus.SUCCESSFUL)
-    assert tasks[b"cancel"] != tasks[b"last"]
+    assert tasks[b"cancel"] not in (tasks[b"last"], tasks[b"later"])
 
 
 @ON_ASYNCIO
@@ -481,4 +503,32 @@ async def test_a_dump_of_trio_s_tasks_shows_the_handler(app: PgQueuer, queries: 
             await waiting.wait()
             await anyio.wait_all_tasks_blocked()
         assert "wait" in [frame.f_code.co_name for frame, _ in found[0].iter_await_frames()]
+        release.set()
+
+
+@ON_ASYNCIO
+async def test_a_dump_of_asyncio_s_tasks_shows_the_handler(app: PgQueuer, queries: Queries) -> None:
+    """What a task awaits goes through the slot into the handler."""
+    release, waiting = anyio.Event(), anyio.Event()
+    found: list[asyncio.Task[Any]] = []
+
+    @app.entrypoint("wait")
+    async def wait(job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        found.append(task)
+        waiting.set()
+        await release.wait()
+
+    await queries.enqueue("wait")
+    async with running_worker(app):
+        with anyio.fail_after(10):
+            await waiting.wait()
+            await anyio.wait_all_tasks_blocked()
+        names: list[str] = []
+        awaited: Any = found[0].get_coro()
+        while (frame := getattr(awaited, "cr_frame", None)) is not None:
+            names.append(frame.f_code.co_name)
+            awaited = getattr(awaited, "cr_await", None)
+        assert "wait" in names
         release.set()

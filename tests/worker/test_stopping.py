@@ -27,6 +27,7 @@ from pgq_anyio import (
 )
 from pgq_anyio._database import open_database
 from pgq_anyio._db import Connection
+from pgq_anyio._store.worker import has_pending
 from pgq_anyio.testing import drain, running_worker
 from tests.bounds import Within
 
@@ -230,6 +231,43 @@ async def test_drain_returns_when_nothing_is_left(app: PgQueuer, queries: Querie
         await drain(app)
     assert anyio.current_time() - max(ended_at) < within(1)
     assert dict.fromkeys(ids, JobStatus.SUCCESSFUL) == await queries.job_status(ids)
+
+
+@pytest.mark.promise(38)
+async def test_drain_waits_for_what_another_worker_runs(
+    app: PgQueuer, queries: Queries, dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left in the queue, and still something is to be waited for."""
+    started, release, looked = anyio.Event(), anyio.Event(), anyio.Event()
+    looks = 0
+
+    @app.entrypoint("slow")
+    async def slow(job: Job) -> None:
+        started.set()
+        await release.wait()
+
+    other = PgQueuer(dsn, schema=schema)
+    other.entrypoint("slow")(slow)
+
+    async def counted(*args: Any) -> bool:
+        nonlocal looks
+        pending = await has_pending(*args)
+        looks += 1
+        if looks == 3:
+            looked.set()
+        return pending
+
+    monkeypatch.setattr("pgq_anyio._services.drain.has_pending", counted)
+    (job_id,) = await queries.enqueue("slow")
+    async with running_worker(app):
+        with anyio.fail_after(20):
+            await started.wait()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(drain, other)
+                await looked.wait()
+                assert {job_id: JobStatus.RUNNING} == await queries.job_status([job_id])
+                release.set()
+    assert {job_id: JobStatus.SUCCESSFUL} == await queries.job_status([job_id])
 
 
 async def test_drain_of_an_empty_queue_returns_at_once(app: PgQueuer, queries: Queries) -> None:
