@@ -32,7 +32,15 @@ async def long(schedule: Schedule) -> None:
         log(number, "cancelled")
 
 
-HANDLERS = {"tick": tick, "long": long}
+async def slow(schedule: Schedule) -> None:
+    """Take longer than the period of a schedule of every second."""
+    number = int(schedule.due_at.timestamp())
+    log(number, "start")
+    await anyio.sleep(1.5)
+    log(number, "end")
+
+
+HANDLERS = {"tick": tick, "long": long, "slow": slow}
 
 if __name__ == "__main__":
     options = json.loads(sys.argv[2])

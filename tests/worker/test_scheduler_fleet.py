@@ -75,6 +75,17 @@ def test_only_the_servers_clock_counts(fleet: Fleet, backend: str, within: Withi
         assert late[len(late) // 2] < within(0.1)
 
 
+@pytest.mark.promise(43)
+@BACKENDS
+def test_a_run_that_is_longer_than_its_period_overlaps_none(fleet: Fleet, backend: str) -> None:
+    """Whichever worker runs it: the others wait for its end, although occurrences come meanwhile."""
+    for _ in range(3):
+        start(fleet, backend, "slow", SECONDLY)
+    wait_until(lambda: fleet.value("select count(*) from {log} where event = 'end'") >= 4, timeout=70)
+    events = [event for (event,) in fleet.rows("select event from {log} order by at, event")]
+    assert ["start", "end"] * (len(events) // 2) == events[: len(events) // 2 * 2]
+
+
 @pytest.mark.promise(44)
 @BACKENDS
 def test_the_schedule_of_a_killed_worker_goes_on(fleet: Fleet, backend: str, within: Within) -> None:
