@@ -134,7 +134,6 @@ class News:
         """A server may have crashed, and what comes after it has not heard of its last moments."""
         self.term.claimer.forget()
         self.term.limited.forget()
-        self.term.limited.outdate()  # after a failover as many changes may be others
         self._look_again()
 
     def _look_again(self) -> None:
