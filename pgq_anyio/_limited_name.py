@@ -97,8 +97,8 @@ class LimitedName:
         """
         contended = False
         # Without room or a token for more, the claim has not looked how many more wait.
-        has_token = pause is None or pause <= 0
-        is_cut = candidates > got or (not (has_room and has_token) and got < self._in_question)
+        until_token = max(pause or 0.0, 0.0)
+        is_cut = candidates > got or ((not has_room or until_token > 0) and got < self._in_question)
         if not locked or (slots_left and is_cut):
             self.unanswered()  # others are still to be told: a slot went to no job
         self._in_question = 0
@@ -112,9 +112,10 @@ class LimitedName:
         elif not candidates:
             self._sweep_next()  # what lies left of the hint was not looked at
             self._wait(now, 0.0)
-        elif pause is not None and not has_token:
+        elif until_token > 0:
             self._looks = 0
-            self._wait(now, min(pause, poll_interval))  # the token of a job that never started is given back in silence
+            # No longer than a poll: the token of a job that never started is given back in silence.
+            self._wait(now, min(until_token, poll_interval))
         elif got or not has_room:
             self._looks, self._pause = 0, 0.0
             self._wait(now, 0.0)

@@ -184,12 +184,7 @@ async def run_claimer(claimer: Claimer, *, task_status: TaskStatus[None] = anyio
             await anyio.sleep(min(claimer.took, LONGEST_GATHERING))
         elif not claimer.knows_of_none and await retrying(partial(claim_once, claimer), what="claiming jobs"):
             gathered = False
-            if claimer.pause > AUDIBLE_PAUSE:
-                claimer.idled_at = anyio.current_time()
-            if claimer.sleeping and anyio.current_time() - claimer.idled_at > AWAKE_AFTER:
-                await _mark(claimer, sleeping=False)
-            elif not claimer.sleeping and claimer.pause > AUDIBLE_PAUSE:
-                await _mark(claimer, sleeping=True)
+            await _mark_at_work(claimer)
         else:
             gathered = False
             await _rest(claimer)
@@ -235,12 +230,7 @@ async def claim_once(claimer: Claimer) -> bool:
         raise OperationalError("the claim was not answered in time")
     got = len(claim.jobs)
     contended = got < min(limit, claim.candidates)
-    if not contended:
-        claimer.reach = 1
-    elif got:
-        claimer.reach = min(claimer.reach * 2, MAX_REACH)
-    else:
-        claimer.reach = min(claimer.reach * 2, MOST_ROWS)
+    claimer.reach = min(claimer.reach * 2, MAX_REACH if got else MOST_ROWS) if contended else 1
     claimer.pause = 0.0 if got or not contended else min(max(claimer.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
     if claimer.pause:
         await claimer.bell.wait(claimer.pause * random.random())  # noqa: S311  (jitter, not a secret)
@@ -329,6 +319,17 @@ async def _look(claimer: Claimer) -> bool:
     found = await retrying(look, what="looking for jobs", patience=PATIENCE)
     claimer.on_looked(found)
     return not found.isdisjoint(ours)
+
+
+async def _mark_at_work(claimer: Claimer) -> None:
+    """Be no sleeper after a while of work, but one while all that could be claimed is locked by others."""
+    now = anyio.current_time()
+    if claimer.pause > AUDIBLE_PAUSE:
+        claimer.idled_at = now
+        if not claimer.sleeping:
+            await _mark(claimer, sleeping=True)
+    elif claimer.sleeping and now - claimer.idled_at > AWAKE_AFTER:
+        await _mark(claimer, sleeping=False)
 
 
 async def _mark(claimer: Claimer, *, sleeping: bool) -> None:

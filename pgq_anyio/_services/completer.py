@@ -12,16 +12,16 @@ pause: what has ended must not wait once the database is back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import attrs
 from anyio import CancelScope
 from psycopg import DataError
 
-from .._db import Connection, retrying
+from .._db import retrying
 from .._db.line import Line
 from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
@@ -53,6 +53,7 @@ COMPLETION_SETTINGS: Final = {
 }
 
 Batch = Sequence[Ending]
+HeldT = TypeVar("HeldT", bound=Held | HeldSchedule)
 
 
 @attrs.define(eq=False)
@@ -114,11 +115,11 @@ async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: Callab
     matched = 0
     if len(jobs) < len(batch):
         runs = [(held, outcome) for held, outcome in batch if isinstance(held, HeldSchedule)]
-        matched += await _release(conn, store, runs, leaving=leaving())
+        matched += await _store_all(partial(release_schedules, conn, store, leaving=leaving()), runs)
     if successes:
         matched += len(await finish_jobs(conn, store, successes))
     if others:
-        matched += await _settle(conn, store, others)
+        matched += await _store_all(partial(settle_jobs, conn, store), others)
     if leaving() and jobs:
         # A slot that becomes free here is not taken by this worker any more. Looked at last: a worker that is not
         # leaving yet hears of the slot when this returns.
@@ -128,30 +129,19 @@ async def store_batch(line: Line, store: Store, batch: Batch, *, leaving: Callab
     return matched
 
 
-async def _settle(conn: Connection, store: Store, endings: Sequence[tuple[Held, Outcome]]) -> int:
-    """Store outcomes that are no successes. One that PostgreSQL cannot store must not keep the others out, or end the
-    worker: it becomes the failure of its job.
+async def _store_all(
+    store: Callable[[Sequence[tuple[HeldT, Outcome]]], Awaitable[Sequence[object]]],
+    endings: Sequence[tuple[HeldT, Outcome]],
+) -> int:
+    """Store outcomes; how many were still ours. One that PostgreSQL cannot store must not keep the others out, or end
+    the worker: it becomes the failure of its job, or of its run.
     """
     try:
-        return len(await settle_jobs(conn, store, endings))
+        return len(await store(endings))
     except DataError as error:
         if len(endings) > 1:
-            return sum([await _settle(conn, store, [ending]) for ending in endings])
+            return sum([await _store_all(store, [ending]) for ending in endings])
         held, outcome = endings[0]
-        logger.error("the outcome of job %d cannot be stored, it fails instead: %s: %s", held.job.id, outcome, error)
-        return len(await settle_jobs(conn, store, [(held, Failed(ErrorText.of(error)))]))
-
-
-async def _release(
-    conn: Connection, store: Store, endings: Sequence[tuple[HeldSchedule, Outcome]], *, leaving: bool
-) -> int:
-    """Store the ends of scheduled runs. What cannot be stored is treated as that of a job is."""
-    try:
-        return len(await release_schedules(conn, store, endings, leaving=leaving))
-    except DataError as error:
-        if len(endings) > 1:
-            return sum([await _release(conn, store, [ending], leaving=leaving) for ending in endings])
-        held, outcome = endings[0]
-        logger.error("the outcome of %r cannot be stored, it fails instead: %s: %s", held.name, outcome, error)
-        failed = Failed(ErrorText.of(error))
-        return len(await release_schedules(conn, store, [(held, failed)], leaving=leaving))
+        title = f"job {held.job.id}" if isinstance(held, Held) else repr(held.name)
+        logger.error("the outcome of %s cannot be stored, it fails instead: %s: %s", title, outcome, error)
+        return len(await store([(held, Failed(ErrorText.of(error)))]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from anyio import CancelScope
@@ -95,29 +96,28 @@ def unstarted_outcome(context: Context) -> Outcome:
 def _decide(run: Run, error: BaseException | None, *, interrupted: bool) -> Outcome:
     if interrupted and run.context.is_waiting:
         return unstarted_outcome(run.context)
+    decide = partial(
+        decide_outcome,
+        error,
+        cancel_reason=_cancel_reason(run.context, interrupted=interrupted),
+        interrupted=interrupted,
+        attempt=run.held.job.attempt,
+        max_attempts=run.entrypoint.max_attempts,
+        policy=run.entrypoint.retry_policy,
+    )
+    return _decided(decide, error)
+
+
+def _decided(decide: Callable[[], Outcome], error: BaseException | None) -> Outcome:
+    """What is decided; a failure if what the handler has raised cannot be asked what it means."""
     try:
-        return decide_outcome(
-            error,
-            cancel_reason=_cancel_reason(run.context, interrupted=interrupted),
-            interrupted=interrupted,
-            attempt=run.held.job.attempt,
-            max_attempts=run.entrypoint.max_attempts,
-            policy=run.entrypoint.retry_policy,
-        )
-    except BaseException as broken:  # noqa: BLE001, ASYNC103  (a class of the handler's own may do anything)
-        return _undecidable(error, broken)  # noqa: ASYNC104  (nothing is awaited here: it is no cancellation)
-
-
-def _undecidable(error: BaseException | None, broken: BaseException) -> Outcome:
-    """The failure of a job whose handler has raised something that cannot be asked what it means.
-
-    :param broken: what came of asking
-    """
-    if isinstance(broken, KeyboardInterrupt) and _is_real_interrupt(broken):
-        raise broken
-    if broken is not error:
-        broken.__cause__ = error
-    return Failed(ErrorText.of(broken))
+        return decide()
+    except BaseException as broken:  # noqa: ASYNC103  (a class of the handler's own may do anything)
+        if isinstance(broken, KeyboardInterrupt) and _is_real_interrupt(broken):
+            raise
+        if broken is not error:
+            broken.__cause__ = error
+        return Failed(ErrorText.of(broken))  # noqa: ASYNC104  (nothing is awaited here: it is no cancellation)
 
 
 def _cancel_reason(context: Context, *, interrupted: bool) -> CancelReason | None:
@@ -160,7 +160,8 @@ def _decide_schedule(context: Context, error: BaseException | None, *, interrupt
     """As for a job of one attempt. An occurrence is not tried again: its schedule has a next one."""
     if interrupted and context.is_waiting:
         return GIVEN_BACK
-    try:
+
+    def decide() -> Outcome:
         outcome = decide_outcome(
             error,
             cancel_reason=_cancel_reason(context, interrupted=interrupted),
@@ -172,9 +173,9 @@ def _decide_schedule(context: Context, error: BaseException | None, *, interrupt
         if isinstance(outcome, Again):
             assert error is not None, "only an exception asks for another attempt"
             return Failed(outcome.error or ErrorText.of(error))
-    except BaseException as broken:  # noqa: BLE001, ASYNC103  (as for a job)
-        return _undecidable(error, broken)  # noqa: ASYNC104  (as for a job)
-    return outcome
+        return outcome
+
+    return _decided(decide, error)
 
 
 async def call_handler(

@@ -34,20 +34,22 @@ def leftovers(fleet: Fleet) -> int:
 
 
 @contextmanager
-def hangups(handled: Any) -> Iterator[None]:
-    """Have processes that are started here inherit what is done at SIGHUP, whatever these tests were started with."""
-    before = signal.signal(signal.SIGHUP, handled)
+def inherited(number: signal.Signals, handled: Any) -> Iterator[None]:
+    """Have processes that are started here ignore a signal or not, whatever these tests were started with. A handler is
+    not inherited, but that there is none is.
+    """
+    before = signal.signal(number, handled)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 @pytest.mark.promise(17, 34)
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_idle(commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals, within: Within) -> None:
     """An idle worker ends within a second of a signal, with 0, and nothing of it stays in the database."""
-    with hangups(signal.SIG_DFL):
+    with inherited(signal.SIGHUP, signal.SIG_DFL):
         worker = commands.start_worker(fleet.schema, *loop)
     sent_at = time.monotonic()
     worker.signal(number)
@@ -225,11 +227,8 @@ def test_signal_before_the_start(
     the background of a script, where shells let it ignore SIGINT.
     """
     environment = commands.environment(fleet.schema)
-    before = signal.signal(signal.SIGINT, interrupts)  # a handler is not inherited, but that there is none is
-    try:
+    with inherited(signal.SIGINT, interrupts):
         worker = commands.start("run", "tests.cli.apps:slow_to_open", *loop, environment=environment)
-    finally:
-        signal.signal(signal.SIGINT, before)
     worker.wait_said("opening")
     worker.signal(number)
     assert worker.wait() == 0
@@ -240,7 +239,7 @@ def test_signal_before_the_start(
 @pytest.mark.promise(34)
 def test_a_closed_terminal_is_one_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
     """Its shell tells of it, and then the kernel: the grace is not skipped."""
-    with hangups(signal.SIG_DFL):
+    with inherited(signal.SIGHUP, signal.SIG_DFL):
         worker = commands.start_worker(fleet.schema, *loop)
     (job,) = fleet.enqueue("sleep", b"3")
     wait_until(lambda: started(fleet, job))
@@ -254,7 +253,7 @@ def test_a_closed_terminal_is_one_signal(commands: Commands, fleet: Fleet, loop:
 @pytest.mark.promise(17)
 def test_under_nohup_a_terminal_may_be_closed(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
     """The worker goes on."""
-    with hangups(signal.SIG_IGN):
+    with inherited(signal.SIGHUP, signal.SIG_IGN):
         worker = commands.start_worker(fleet.schema, *loop)
     worker.signal(signal.SIGHUP)
     (job,) = fleet.enqueue("quick")

@@ -21,6 +21,13 @@ LOCKED = 40
 FEW = 40
 
 
+def claimer_of(app: PgQueuer) -> claimer_module.Claimer:
+    """The claimer of the app's worker."""
+    assert app._worker is not None
+    assert app._worker.term is not None
+    return app._worker.term.claimer
+
+
 async def test_what_others_have_locked_is_passed_by(
     app: PgQueuer, queries: Queries, conn: Connection, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +57,7 @@ async def test_what_others_have_locked_is_passed_by(
         assert locked == await queries.mark_job_as_cancelled(locked, connection=conn)
         async with running_worker(app, max_concurrency=1, dequeue_timeout=3600):
             await wait_for(lambda: ran == behind)
-            await anyio.sleep(1)
+            await wait_for(lambda: claimer_of(app).pause == claimer_module.LONGEST_PAUSE)
             claims = 0
             await anyio.sleep(1)
             assert claims <= FEW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -145,42 +146,40 @@ async def test_only_what_was_given_back_is_told(
     assert [NEW_YEAR] == scene.runs
 
 
-async def test_a_row_that_vanishes_at_the_start_is_made_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removed between its registration and the first look at it: nobody would ask for it any more."""
-    registered = 0
+class Remover:
+    """Removes rows as soon as they are registered, so many times."""
 
-    async def register_and_remove(*args: Any, **kwargs: Any) -> int:
-        nonlocal registered
-        registered += 1
+    def __init__(self, scene: Scene, times: float) -> None:
+        self._scene, self._times = scene, times
+        self.registered = 0
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> int:
+        self.registered += 1
         count = await statements.register_schedules(*args, **kwargs)
-        if registered == 1:
-            await scene.execute("delete from {s}.schedule")
+        if self.registered <= self._times:
+            await self._scene.execute("delete from {s}.schedule")
         return count
 
-    monkeypatch.setattr(scheduler, "register_schedules", register_and_remove)
+
+async def test_a_row_that_vanishes_at_the_start_is_made_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Removed between its registration and the first look at it: nobody would ask for it any more."""
+    remover = Remover(scene, 1)
+    monkeypatch.setattr(scheduler, "register_schedules", remover)
     async with running_worker(scene.app):
         await scene.wait("true")
         await scene.prepare_again()
         await scene.wait("last_status = 'successful' and worker_id is null")
-    assert 2 == registered
+    assert 2 == remover.registered
     assert [NEW_YEAR] == scene.runs
 
 
 async def test_a_row_that_cannot_be_kept_is_made_once_a_look(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody removes it whenever it is made: no loop, and the worker starts."""
-    registered = 0
-
-    async def register_and_remove(*args: Any, **kwargs: Any) -> int:
-        nonlocal registered
-        registered += 1
-        count = await statements.register_schedules(*args, **kwargs)
-        await scene.execute("delete from {s}.schedule")
-        return count
-
-    monkeypatch.setattr(scheduler, "register_schedules", register_and_remove)
+    remover = Remover(scene, math.inf)
+    monkeypatch.setattr(scheduler, "register_schedules", remover)
     async with running_worker(scene.app):
         pass
-    assert 2 == registered
+    assert 2 == remover.registered
     assert [] == scene.runs
 
 

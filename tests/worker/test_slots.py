@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +20,7 @@ from pgq_anyio import (
     ConfigurationError,
     Context,
     Job,
+    JobId,
     JobStatus,
     PgQueuer,
     Queries,
@@ -32,6 +33,8 @@ from pgq_anyio.testing import drain, running_worker
 from tests.worker.test_cancel import wait_status
 
 pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
 
 secret: ContextVar[int | None] = ContextVar("secret", default=None)
 
@@ -463,12 +466,15 @@ async def test_a_scheduled_run_that_cancels_its_task_does_so_to_itself_alone(app
         await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
 
 
-async def test_a_waiting_task_shows_its_job(app: PgQueuer, queries: Queries) -> None:
-    """Task dumps name the job, and the stack of its context has the handler's line."""
+@asynccontextmanager
+async def a_waiting_job(app: PgQueuer, queries: Queries, in_handler: Callable[[], T]) -> AsyncIterator[tuple[JobId, T]]:
+    """Let a job wait; its id, and what was found where its handler runs."""
     release, waiting = anyio.Event(), anyio.Event()
+    found: list[T] = []
 
     @app.entrypoint("wait")
     async def wait(job: Job) -> None:
+        found.append(in_handler())
         waiting.set()
         await release.wait()
 
@@ -477,58 +483,33 @@ async def test_a_waiting_task_shows_its_job(app: PgQueuer, queries: Queries) -> 
         with anyio.fail_after(10):
             await waiting.wait()
             await anyio.wait_all_tasks_blocked()
+        yield job_id, found[0]
+        release.set()
+
+
+async def test_a_waiting_task_shows_its_job(app: PgQueuer, queries: Queries) -> None:
+    """Task dumps name the job, and the stack of its context has the handler's line."""
+    async with a_waiting_job(app, queries, lambda: None) as (job_id, _):
         names = [task.name for task in anyio.get_running_tasks()]
         assert f"job:wait:{job_id}" in names
         assert "await release.wait()" in app.get_context(job_id).stack()
-        release.set()
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_a_dump_of_trio_s_tasks_shows_the_handler(app: PgQueuer, queries: Queries) -> None:
     """The frames that trio finds go through the slot into the handler."""
-    import trio
-
-    release, waiting = anyio.Event(), anyio.Event()
-    found: list[trio.lowlevel.Task] = []
-
-    @app.entrypoint("wait")
-    async def wait(job: Job) -> None:
-        found.append(trio.lowlevel.current_task())
-        waiting.set()
-        await release.wait()
-
-    await queries.enqueue("wait")
-    async with running_worker(app):
-        with anyio.fail_after(10):
-            await waiting.wait()
-            await anyio.wait_all_tasks_blocked()
-        assert "wait" in [frame.f_code.co_name for frame, _ in found[0].iter_await_frames()]
-        release.set()
+    async with a_waiting_job(app, queries, trio.lowlevel.current_task) as (_, task):
+        assert "wait" in [frame.f_code.co_name for frame, _ in task.iter_await_frames()]
 
 
 @ON_ASYNCIO
 async def test_a_dump_of_asyncio_s_tasks_shows_the_handler(app: PgQueuer, queries: Queries) -> None:
     """What a task awaits goes through the slot into the handler."""
-    release, waiting = anyio.Event(), anyio.Event()
-    found: list[asyncio.Task[Any]] = []
-
-    @app.entrypoint("wait")
-    async def wait(job: Job) -> None:
-        task = asyncio.current_task()
+    async with a_waiting_job(app, queries, asyncio.current_task) as (_, task):
         assert task is not None
-        found.append(task)
-        waiting.set()
-        await release.wait()
-
-    await queries.enqueue("wait")
-    async with running_worker(app):
-        with anyio.fail_after(10):
-            await waiting.wait()
-            await anyio.wait_all_tasks_blocked()
         names: list[str] = []
-        awaited: Any = found[0].get_coro()
+        awaited: Any = task.get_coro()
         while (frame := getattr(awaited, "cr_frame", None)) is not None:
             names.append(frame.f_code.co_name)
             awaited = getattr(awaited, "cr_await", None)
         assert "wait" in names
-        release.set()
