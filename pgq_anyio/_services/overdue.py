@@ -18,7 +18,7 @@ import attrs
 from anyio.abc import TaskStatus
 from psycopg import Error
 
-from .._db import retrying
+from .._db import is_transient, retrying
 from .._db.line import Line
 from .._doorbell import Doorbell
 from .._errors import in_a_line
@@ -31,7 +31,8 @@ logger = logging.getLogger("pgq_anyio.overdue")
 
 #: The shortest pause between two looks at timeouts (in seconds).
 SHORTEST_PAUSE: Final = 0.5
-#: How long to try to say of one job in the database that it is overdue (in seconds).
+#: How long to try to say of one job in the database that it is overdue, before others are named, and the pause until it
+#: is tried again (in seconds).
 LONGEST_MARK: Final = 5.0
 
 
@@ -51,6 +52,8 @@ class OverdueWatch:
     _due: dict[Run | ScheduledRun, float] = attrs.field(factory=dict, init=False)
     #: those whose timeout has passed, and was seen
     _timed_out: set[Run | ScheduledRun] = attrs.field(factory=set, init=False)
+    #: those who were named, but whose rows do not say so yet, and when to try again (event loop's clock)
+    _unmarked: dict[Run, float] = attrs.field(factory=dict, init=False)
     #: when to look at the timeouts again (event loop's clock)
     _look_at: float = attrs.field(default=-math.inf, init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
@@ -66,9 +69,10 @@ class OverdueWatch:
             self.expect(run)
 
     def wait_time(self) -> float:
-        """How long nobody can be overdue, unless ``expect`` is called (in seconds)."""
+        """How long there is nothing to report, unless ``expect`` is called (in seconds)."""
         self._due = {run: at for run, at in self._due.items() if not run.ended}
-        return min(self._look_at, *self._due.values(), math.inf) - anyio.current_time()
+        self._unmarked = {run: at for run, at in self._unmarked.items() if not run.ended}
+        return min(self._look_at, *self._due.values(), *self._unmarked.values(), math.inf) - anyio.current_time()
 
     def take_overdue(self) -> list[Run | ScheduledRun]:
         """Those who are overdue now, each once for every time that it is asked to end."""
@@ -79,6 +83,23 @@ class OverdueWatch:
         for run in overdue:
             del self._due[run]
         return overdue
+
+    def next_unmarked(self) -> Run | None:
+        """One whose row is to say now that it is overdue."""
+        now = anyio.current_time()
+        return next((run for run, at in self._unmarked.items() if at <= now and not run.ended), None)
+
+    def mark_soon(self, run: Run) -> None:
+        """Its row is to say that it is overdue."""
+        self._unmarked[run] = anyio.current_time()
+
+    def mark_later(self) -> None:
+        """The database cannot be told now of any of them."""
+        self._unmarked = dict.fromkeys(self._unmarked, anyio.current_time() + LONGEST_MARK)
+
+    def has_marked(self, run: Run) -> None:
+        """Its row says so, or never will."""
+        self._unmarked.pop(run, None)
 
     def _look_at_timeouts(self, now: float) -> None:
         self._timed_out = {run for run in self._timed_out if not run.ended}
@@ -115,14 +136,15 @@ async def report_once(watch: OverdueWatch) -> int:
             watch.grace,
             run.context.stack() or "(its stack is in another process)",
         )
-    for run in overdue:
-        if isinstance(run, Run) and not run.ended:
-            await _mark(watch, run)
+        if isinstance(run, Run):
+            watch.mark_soon(run)
+    while (unmarked := watch.next_unmarked()) is not None:
+        await _mark(watch, unmarked)
     return len(overdue)
 
 
 async def _mark(watch: OverdueWatch, run: Run) -> None:
-    """Say so in the database, if that can be done soon: others wait to be named."""
+    """Say so in the database, if that can be done soon, else later: others wait to be named."""
 
     async def mark() -> None:
         await mark_overdue(await watch.line.connection(), watch.store, run.held)
@@ -130,4 +152,8 @@ async def _mark(watch: OverdueWatch, run: Run) -> None:
     try:
         await retrying(mark, what="marking a job as overdue", max_time=LONGEST_MARK, patience=LONGEST_MARK)
     except (Error, OSError) as error:
+        if is_transient(error):
+            watch.mark_later()
+            return
         logger.info("the record of %s will not say that it is overdue: %s", run.title, in_a_line(error))
+    watch.has_marked(run)
