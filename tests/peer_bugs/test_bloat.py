@@ -32,7 +32,7 @@ JOBS: Final = 1000
 NAMES: Final = ("fetch", "narrow", "rated", "again")
 RECORDS: Final = ("finished", "attempt_error", "cancel_request")
 #: What a run costs for itself: a registration, some heartbeats, and marks that say whether the worker sleeps.
-A_RUN: Final = 20
+A_RUN: Final = 100
 
 SESSIONS: Final = "select exists (select from pg_stat_activity where application_name ~ '^pgq_anyio ')"
 
