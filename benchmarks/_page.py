@@ -39,8 +39,9 @@ every job was handled and its end recorded.
   has a context of its own and a scope to itself while it runs (one that nobody has cancelled serves the next job), its
   outcome is recorded and kept, and heartbeats go on.
 - **PgQueuer** runs on asyncpg and uvloop, with batches of 100 and 500 (its default is 10), on one connection and on a
-  pool of four, with no limit of concurrency and without the periodic aggregation of its log. The best of these counts.
-  It records every outcome, too. Its unlogged tables are left out: their records would not survive a crash.
+  pool of four, with no limit of concurrency and without the periodic aggregation of its log; once more with the
+  settings for vacuuming that its command `pgq autovac` makes. The best of these counts. It records every outcome,
+  too. Its unlogged tables are left out: their records would not survive a crash.
 - **graphile-worker** runs with the settings that its documentation gives for performance: a local queue of 500 jobs, 24
   jobs at a time, completions in batches. Its payload is JSON of 100 bytes. It deletes jobs that succeed, so that less
   is written: there is no record that anybody could look up.

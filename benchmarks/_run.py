@@ -63,6 +63,7 @@ def run_figures(
 ) -> int:
     """Measure, print, and judge; 1 if a figure gave no results, or in full size did not meet its goal."""
     place.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
     failed: dict[str, str] = {}
     with bench_server(dsn) as server:
         facts = describe(server)
@@ -81,6 +82,7 @@ def run_figures(
             for table in record.figure.tables(record.results):
                 print_table(table.title, table.header, table.rows)
     code = print_goals(place, names)
+    print(f"measured in {time.monotonic() - started:.0f} s")
     for name, reason in failed.items():
         print(f"no figures: {name}: {reason}")
     return 1 if failed else code

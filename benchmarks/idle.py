@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from ._children import LOOPS, MeasurementError
-from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_most
+from ._figure import Bars, Bench, Chart, Results, Table, Verdict, at_most, median
 from ._server import bench_database, find_postmaster, server_cpu
 from .contenders._contender import OURS, Contender, graphile_worker, ours, pgqueuer
 
@@ -30,8 +30,8 @@ HOW = (
     "server without a worker, and the statements that it sends. PostgreSQL alone: a process that does nothing but send "
     "a short statement every ten seconds, without a queue and without an event loop."
 )
-QUICK = {"seconds": 5, "loops": 1, "peers": 0}
-FULL = {"seconds": 60, "loops": 3, "peers": 1}
+QUICK = {"seconds": 5, "rounds": 1, "loops": 1, "peers": 0}
+FULL = {"seconds": 30, "rounds": 3, "loops": 3, "peers": 1}
 
 CONTENDERS = tuple(ours(loop) for loop in LOOPS)
 BARE = attrs.evolve(ours("asyncio"), name="PostgreSQL alone", options={"loop": "asyncio", "bare": True})
@@ -48,22 +48,25 @@ HEARTBEAT, POLL = 9.0, 30.0
 
 
 def measure(bench: Bench) -> Results:
-    """One after the other."""
+    """In turns."""
     seconds = bench.size["seconds"]
     postmaster = find_postmaster(bench.dsn)
     before = server_cpu(postmaster)
     time.sleep(seconds)
     empty = (server_cpu(postmaster) - before) / seconds * 100
     bench.say(f"the server alone: {empty:.2f} % of a core")
-    idle: dict[str, dict[str, float]] = {}
-    for one in bench.present(CONTENDERS[: bench.size["loops"]] + (PEERS if bench.size["peers"] else ())):
-        try:
-            idle[one.name] = figures = _measure(one, bench, postmaster, empty)
-        except MeasurementError as error:
-            bench.lose(one.name, str(error))
-            continue
-        used = f"worker {figures['worker']:.2f} %, server {figures['server']:.2f} %"
-        bench.say(f"{one.name}: {used}, {figures['asked']:.0f} statements")
+    idle: dict[str, list[dict[str, float]]] = {}
+    found = bench.present(CONTENDERS[: bench.size["loops"]] + (PEERS if bench.size["peers"] else ()))
+    for number in range(1, bench.size["rounds"] + 1):
+        for one in found:
+            try:
+                figures = _measure(one, bench, postmaster, empty)
+            except MeasurementError as error:
+                bench.lose(one.name, str(error))
+                continue
+            idle.setdefault(one.name, []).append(figures)
+            used = f"worker {figures['worker']:.2f} %, server {figures['server']:.2f} %"
+            bench.say(f"round {number}: {one.name}: {used}, {figures['asked']:.0f} statements")
     return {"idle": idle, "empty_server": empty, "seconds": seconds}
 
 
@@ -90,15 +93,22 @@ def _measure(one: Contender, bench: Bench, postmaster: psutil.Process, empty: fl
     return {"worker": used / seconds * 100, "server": max(0.0, served / seconds * 100 - empty), "asked": asked}
 
 
+def _used(results: Results) -> dict[str, float]:
+    """CPU of worker and server (in percent of a core), medians of the rounds."""
+    return {name: median(one["worker"] + one["server"] for one in rounds) for name, rounds in results["idle"].items()}
+
+
 def judge(results: Results) -> list[Verdict]:
     """CPU and statements, on every loop."""
     verdicts = []
     for loop in LOOPS:
-        figures = results["idle"].get(f"{OURS} {loop}", {})
-        used = figures["worker"] + figures["server"] if figures and results["seconds"] >= ENOUGH else None
+        used = _used(results).get(f"{OURS} {loop}") if results["seconds"] >= ENOUGH else None
         verdicts.append(at_most(12, f"idle, worker and server, {loop}", used, 0.3, unit="% of a core"))
     allowed = float(int(results["seconds"] / HEARTBEAT) + 1 + int(results["seconds"] / POLL) + 1)
-    asked = max((figures["asked"] for name, figures in results["idle"].items() if name.startswith(OURS)), default=None)
+    asked = max(
+        (one["asked"] for name, rounds in results["idle"].items() if name.startswith(OURS) for one in rounds),
+        default=None,
+    )
     what = f"statements of an idle worker in {results['seconds']} s"
     verdicts.append(at_most(12, what, asked, allowed, unit="", digits=0))
     return verdicts
@@ -106,14 +116,17 @@ def judge(results: Results) -> list[Verdict]:
 
 def tables(results: Results) -> list[Table]:
     """Every contender."""
-    rows = [
-        (name, f"{one['worker']:.2f}", f"{one['server']:.2f}", f"{one['asked'] / results['seconds'] * 60:.0f}")
-        for name, one in results["idle"].items()
-    ]
-    return [Table("An idle worker", ("", "worker, % of a core", "server, % of a core", "statements a minute"), rows)]
+    minute = 60 / results["seconds"]
+    rows = []
+    for name, rounds in results["idle"].items():
+        both = [one["worker"] + one["server"] for one in rounds]
+        shares = (f"{median(one[part] for one in rounds):.2f}" for part in ("worker", "server"))
+        spread = f"{min(both):.2f} … {max(both):.2f}"
+        rows.append((name, *shares, spread, f"{median(one['asked'] for one in rounds) * minute:.0f}"))
+    header = ("", "worker, % of a core", "server, % of a core", "both, lowest … highest", "statements a minute")
+    return [Table("An idle worker", header, rows)]
 
 
 def charts(results: Results) -> list[Chart]:
     """CPU."""
-    used = {name: one["worker"] + one["server"] for name, one in results["idle"].items()}
-    return [Bars("An idle worker, CPU of worker and server", "% of a core", used, goal=0.3)]
+    return [Bars("An idle worker, CPU of worker and server", "% of a core", _used(results), goal=0.3)]

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import psycopg
@@ -74,14 +74,27 @@ def ours(loop: str, title: str = "", **run: Any) -> Contender:
     )
 
 
-def pgqueuer(batch: int, loop: str = "uvloop", pool: int = 0) -> Contender:
-    """PgQueuer on one connection of asyncpg, or on a pool of them."""
+def with_own(what: Literal["scope", "task"], loop: str) -> Contender:
+    """pgq_anyio with a scope opened for every job, in place of handing on one that nobody has cancelled; or with a task
+    started for every job, which has a scope, too.
+    """
+    settings = {"scope": "a scope is opened for each job", "task": "own_task=True"}[what]
+    one = ours(loop, f", a {what} for each job")
+    return attrs.evolve(one, settings=settings, options={**one.options, f"own_{what}": True})
+
+
+def pgqueuer(batch: int, loop: str = "uvloop", pool: int = 0, *, autovac: bool = False) -> Contender:
+    """PgQueuer on one connection of asyncpg, or on a pool of them.
+
+    :param autovac: whether its tables have the settings of its command ``pgq autovac``
+    """
     driver = f"asyncpg, pool of {pool}" if pool else "asyncpg"
     return Contender(
-        name=f"PgQueuer {loop}, batch {batch}" + (", pool" if pool else ""),
-        settings=f"{driver}, batch_size={batch}, no limit of concurrency, no log aggregation",
+        name=f"PgQueuer {loop}, batch {batch}" + (", pool" if pool else "") + (", autovac" if autovac else ""),
+        settings=f"{driver}, batch_size={batch}, no limit of concurrency, no log aggregation"
+        + (", pgq autovac" if autovac else ""),
         command=(str(_peers.pgqueuer_python()), "-P", str(HERE / "pgqueuer_peer.py")),
-        options={"loop": loop, "batch": batch, "pool": pool},
+        options={"loop": loop, "batch": batch, "pool": pool, "autovac": autovac},
         recorded="select count(distinct job_id) from pgqueuer_log where status = 'successful'",
         version=_peers.pgqueuer_version,
     )

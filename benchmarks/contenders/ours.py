@@ -9,15 +9,24 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import anyio
 import attrs
 import psycopg
+from anyio import CancelScope
 
 from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries, SyncQueries
+from pgq_anyio._db.inner_scopes import InnerScopes, watch_inner_scopes
+from pgq_anyio._holdings import Run
+from pgq_anyio._lifecycle import Outcome
+from pgq_anyio._services.runner import run_job
 from pgq_anyio._store.migrations import migrate_sync
+from pgq_anyio._term import handlers
+
+End = Callable[[Run, Outcome], None]
 
 PAYLOAD = b"x" * 100
 INSERT = "insert into pgq_anyio.queued (entrypoint, payload) values ('noop', %s) returning job_id"
@@ -95,8 +104,20 @@ def make_app(options: dict[str, Any]) -> tuple[PgQueuer, Meter]:
         await anyio.sleep(pause)
         meter.count()
 
-    app.entrypoint("noop")(sleeper if pause else noop)
+    app.entrypoint("noop", own_task=options.get("own_task", False))(sleeper if pause else noop)
+    if options.get("own_scope"):
+        open_scopes()
     return app, meter
+
+
+def open_scopes() -> None:
+    """Open a scope for every job, in place of handing on one that nobody has cancelled."""
+
+    async def run_in_scope(run: Run, scope: CancelScope, inner: InnerScopes, is_over: bool, end: End) -> None:
+        with CancelScope() as own:
+            await run_job(run, own, watch_inner_scopes(), is_over, end)
+
+    handlers.run_job = run_in_scope  # type: ignore[attr-defined]  # not a part of the package that is meant to be replaced
 
 
 def cpu() -> float:

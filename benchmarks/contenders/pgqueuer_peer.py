@@ -112,6 +112,8 @@ async def fill(options: dict[str, Any]) -> dict[str, Any]:
     queries = Queries(AsyncpgDriver(conn))
     if await conn.fetchval("select to_regclass('pgqueuer')") is None:
         await queries.install()
+        if options["autovac"]:
+            await queries.optimize_autovacuum()
     started = time.perf_counter()
     for at in range(0, options["jobs"], options["chunk"]):
         count = min(options["chunk"], options["jobs"] - at)
