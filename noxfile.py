@@ -295,7 +295,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[OLDEST], default=False)
 def bench(session: nox.Session) -> None:
-    """Measure all figures, beside other queues, on a database of its own: an hour. What follows "--" names figures."""
+    """Measure all figures beside other queues, on its own database: an hour or so. What follows "--" names figures."""
     run_benchmarks(session)
 
 

@@ -24,7 +24,7 @@ snapshot, or many workers share a queue. Everything runs on one machine: the ser
 Figures of different machines cannot be compared, and those of different hours on one machine badly: what counts is the
 ratio between contenders that took turns in one run.
 
-`python3 noxfile.py -s bench` measures all of it again, in a little more than an hour and on a database of its own;
+`python3 noxfile.py -s bench` measures all of it again, in an hour to an hour and a half and on a database of its own;
 `python3 noxfile.py -s bench-quick` takes three minutes for a first look.
 """
 
