@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 
-from tests.faults.rows import form
+from tests.faults.rows import LONG, form
 from tests.faults.scene import open_scene
 from tests.worker.own_server import open_own_server
 
@@ -28,7 +28,8 @@ STORM = {
     "autovacuum_vacuum_cost_delay": "0",
     "log_statement": "none",
 }
-#: How many times longer a round may take in the end than in the beginning. On a busy machine rounds differ by half.
+#: How many times longer a round may take in the end than in the beginning. Held in the long form alone: the short one
+#: shares the machine with other tests, and two thousand dead rows cost nothing that could be told from their load.
 SLOWER = 2.5
 
 
@@ -64,7 +65,8 @@ def test_a_snapshot_is_held_and_autovacuum_storms(server_dsn: str, empty_schema:
                 rounds.append(time.monotonic() - began_at)
                 scene.hit()
             third = len(rounds) // 3
-            assert statistics.median(rounds[-third:]) < SLOWER * statistics.median(rounds[:third])
+            if LONG:
+                assert statistics.median(rounds[-third:]) < SLOWER * statistics.median(rounds[:third])
             assert registered == scene.fleet.rows("select worker_id from {schema}.worker order by 1")
             held = (
                 "select count(*) from pg_stat_activity where backend_xmin is not null and state = 'idle in transaction'"
