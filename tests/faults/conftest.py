@@ -22,10 +22,10 @@ SceneMaker = Callable[..., Scene]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Scenarios take longer than other tests."""
+    """The long form takes longer than other tests."""
     for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.timeout(LONG_LIMIT if LONG else 120))
+        if LONG and HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(LONG_LIMIT))
 
 
 @pytest.fixture

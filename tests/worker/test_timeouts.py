@@ -147,14 +147,15 @@ async def test_an_error_when_a_stop_interrupts_is_no_failure(app: PgQueuer, quer
     """Also if the timeout has passed meanwhile: the outermost scope counts."""
     started = anyio.Event()
 
-    @app.entrypoint("slow", timeout=0.3)
+    @app.entrypoint("slow", timeout=3)  # longer than a busy machine needs for the stop to arrive
     async def slow(job: Job, context: Context) -> None:
+        timed_out_at = anyio.current_time() + 3
         started.set()
         try:
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.sleep(0.4)
+                await anyio.sleep_until(timed_out_at + 0.1)
             raise CleanupError("no disk")
 
     (job_id,) = await queries.enqueue("slow")
