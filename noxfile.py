@@ -7,7 +7,8 @@ be installed: run as a script, this file installs it into ``.venv`` and starts i
 
 - There is one test session for each CPython, and one for each major version of PostgreSQL, that this machine has.
 - Every test runs in one of these sessions, on the oldest Python. The others leave out the heavy ones, which take many
-  processes, servers of their own or many rounds, unless tests are named (``-s tests-3.13 -- tests`` runs all).
+  processes, servers of their own or many rounds, unless tests are named (``-s tests-3.13 -- tests`` runs all). Pythons
+  between the oldest and the newest leave out uvloop, too.
 - Environments are kept in ``.nox`` and used again until ``pyproject.toml`` changes.
 - The tests run with the versions that ``tools/tests.lock`` names, each file checked by its hash.
 - Installations print what pip prints: a minute of silence looks like a hang.
@@ -60,6 +61,8 @@ nox.options.sessions = [
 
 #: The sessions that leave out the heavy tests: all but the one that measures coverage.
 LIGHT = [name for name in nox.options.sessions if name.startswith(("tests-", "postgres-"))]
+#: Those of them that leave out uvloop, which the Pythons at both ends are tested with.
+WITHOUT_UVLOOP = [f"tests-{version}" for version in OTHERS[:-1]]
 
 #: Most tests wait for something: eight at a time keep two cores busy.
 PARALLEL = ("-n", "8", "--dist", "worksteal", "--durations", "25")
@@ -127,7 +130,9 @@ def chosen_tests(session: nox.Session) -> list[str]:
     """Which tests a session runs, and how, in pytest's words."""
     if session.posargs:
         return [*PARALLEL, *session.posargs]
-    return [*PARALLEL, *(["-m", "not heavy"] if session.name in LIGHT else ["--promises"])]
+    if session.name not in LIGHT:
+        return [*PARALLEL, "--promises"]
+    return [*PARALLEL, "-m", "not heavy", *(["-k", "not uvloop"] if session.name in WITHOUT_UVLOOP else [])]
 
 
 def run_tests(session: nox.Session) -> None:

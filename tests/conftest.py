@@ -87,6 +87,15 @@ def schema(schemas: Schemas) -> Iterator[str]:
     schemas.give_back(taken)
 
 
+@pytest.fixture(autouse=True)
+def unmeasured_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What heavy tests start is not measured: hundreds of processes, which would take half as long again. What they
+    run is measured where lighter tests start one or two.
+    """
+    if request.node.get_closest_marker("heavy") is not None:
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @pytest.fixture
 async def conn(anyio_backend: str, server_dsn: str) -> AsyncIterator[Connection]:
     """An open connection, on the backend of the test."""
