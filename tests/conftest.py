@@ -88,12 +88,14 @@ def schema(schemas: Schemas) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def unmeasured_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def unmeasured_children(request: pytest.FixtureRequest) -> Iterator[None]:
     """What heavy tests start is not measured: hundreds of processes, which would take half as long again. What they
     run is measured where lighter tests start one or two.
     """
-    if request.node.get_closest_marker("heavy") is not None:
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    with pytest.MonkeyPatch.context() as environment:  # of its own: a test's is to be undone when the test says so
+        if request.node.get_closest_marker("heavy") is not None:
+            environment.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture

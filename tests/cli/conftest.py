@@ -11,6 +11,11 @@ from tests.cli.processes import Commands
 from tests.worker.fleet import Fleet, open_fleet
 
 
+@pytest.fixture(autouse=True)
+def unmeasured_children() -> None:
+    """Here they are measured: signals and the last resort end processes, so that no lighter test has them."""
+
+
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])
 def loop(request: pytest.FixtureRequest) -> list[str]:
     """The options for each event loop."""
