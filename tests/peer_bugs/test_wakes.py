@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 
 from pgq_anyio import Job, PgQueuer, PsycopgDriver, Queries
+from tests.bounds import Within
 from tests.worker.own_server import open_own_server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(48), pytest.mark.heavy]
@@ -27,8 +28,10 @@ where application_name like 'pgq_anyio dispatch%'
 """
 
 
-async def test_fifty_idle_workers(server_dsn: str) -> None:
-    """Each of those that serve the name looks once, and nobody else does anything."""
+async def test_fifty_idle_workers(server_dsn: str, within: Within) -> None:
+    """Each of those that serve the name looks once, and nobody else does anything. On a busy machine some look again:
+    the job that another one is about to take is locked for longer.
+    """
     started: list[float] = []
     names = ["fetch"] * SERVING + ["other"] * OTHERS
 
@@ -64,5 +67,5 @@ async def test_fifty_idle_workers(server_dsn: str) -> None:
         observer.close()
     assert ENQUEUES == len(started) == counts.pop("finish_jobs")
     looks = counts.pop("claim_sweep") + counts.pop("claim_hinted", 0)
-    assert ENQUEUES <= looks <= ENQUEUES * (SERVING + 2)
+    assert ENQUEUES <= looks <= ENQUEUES * within(SERVING + 2, 2 * SERVING)
     assert counts.total() <= ENQUEUES, counts
