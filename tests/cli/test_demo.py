@@ -40,7 +40,7 @@ def left_behind(temporary: Path) -> list[str]:
 def test_demo(commands: Commands, temporary: Path, within: Within) -> None:
     """It ends by itself in less than 25 s with 0, shows every outcome on both backends, and leaves nothing behind."""
     demo = start(commands, temporary)
-    assert demo.wait(within(25, 120)) == 0, demo.output
+    assert demo.wait(within(25, 50)) == 0, demo.output
     for said in (
         "── asyncio",
         "── trio ──",

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.heavy
 
 TABLES = ("queued", "running", "finished", "worker", "deferred", "limiter_state")
 #: Whatever is locked, a worker has this long to say farewell after its grace (in seconds): 5 s for its last outcomes,
-#: 5 s for its registration, and something for its end; in the short form, beside other tests, much for its end.
-FAREWELL = 12.0 if LONG else 30.0
+#: 5 s for its registration, and something for its end.
+FAREWELL = 12.0
 
 
 @contextmanager

@@ -37,7 +37,7 @@ PERIOD, LOOK = (20.0, 5.0) if LONG else (MINUTES * 60 / (len(QUICK) + 1), 1.0)
 PATIENCE = 120.0
 #: Which part of the rate has to have been enqueued, outages of the server included. The short form shares its machine
 #: with other tests.
-ENOUGH = 0.85 if LONG else 0.2
+ENOUGH = 0.85 if LONG else 0.5
 #: In two minutes tables and indexes do not grow so large that their bounds would mean anything.
 PROMISES = (15, 47) if LONG else (15,)
 

@@ -61,8 +61,8 @@ def crash(server: OwnServer) -> None:
             wait_until(lambda: not connection.execute(active).fetchall())
         os.kill(connection.info.backend_pid, signal.SIGKILL)
         with pytest.raises(psycopg.OperationalError):
-            # Another session than the killed one: that one ends before the postmaster knows, who goes on letting
-            # sessions in, to end them in a moment. Once he has ended this one, he lets nobody in until it is over.
+            # Not the killed session: that one ends before the postmaster knows, which goes on letting sessions in, and
+            # ends them in a moment. Once it has ended this one, it lets nobody in until the restart is over.
             witness.execute("select pg_sleep(20)")
     connect(server).close()
 
