@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from ._db import PsycopgDriver
 from ._durations import count, seconds
 from ._errors import ConfigurationError, first_leaf, shown
 from ._executors import AbstractEntrypointExecutor, EntrypointExecutor, ThreadExecutor
+from ._lifespan import Lifespan, check_lifespan, open_lifespan
 from ._limits import check_limits
 from ._models import JobId
 from ._registry import (
@@ -63,7 +64,7 @@ class PgQueuer:
     :param schema: the PostgreSQL schema that holds the tables. Defaults to ``pgq_anyio``.
     :param lifespan: called without arguments when a worker starts; the async context manager that it gives is entered
         before the first job and left after the last one; its value is ``ctx.resources``
-    :raises ConfigurationError: if the schema cannot be a name in PostgreSQL
+    :raises ConfigurationError: if the schema cannot be a name in PostgreSQL, or ``lifespan`` is none
     """
 
     def __init__(
@@ -71,14 +72,12 @@ class PgQueuer:
         source: Source = None,
         *,
         schema: str = DEFAULT_SCHEMA,
-        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        lifespan: Lifespan | None = None,
     ) -> None:
         if source is not None and not isinstance(source, str | PsycopgDriver):
             raise ConfigurationError(f"a PgQueuer takes a DSN or a PsycopgDriver, not {type(source).__name__}")
-        # What @asynccontextmanager gives can be called, too.
-        is_open = isinstance(lifespan, AbstractAsyncContextManager)
-        if is_open or not (lifespan is None or callable(lifespan)):
-            raise ConfigurationError("lifespan must be a function that gives an async context manager, not one itself")
+        if lifespan is not None:
+            check_lifespan(lifespan)
         self._source = source
         self._direct_dsn: str | None = None
         self._store = Store(schema)
@@ -350,7 +349,7 @@ class PgQueuer:
             store=self._store,
             settings=settings,
             stop=stop,
-            lifespan=self._lifespan or _no_lifespan,
+            lifespan=partial(open_lifespan, self._lifespan),
         )
 
     def stop(self) -> None:
@@ -401,8 +400,3 @@ def _make_executor(parameters: ExecutorParameters, factory: ExecutorFactory | No
             f"the executor_factory of {parameters.name!r} gave {executor!r}, which is no AbstractEntrypointExecutor"
         )
     return executor
-
-
-@asynccontextmanager
-async def _no_lifespan() -> AsyncIterator[None]:
-    yield None

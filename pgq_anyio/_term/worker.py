@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,6 +14,7 @@ from .._db import PsycopgDriver
 from .._doorbell import Doorbell
 from .._endings import Endings
 from .._errors import in_a_line
+from .._lifespan import Lifespan
 from .._models import Held
 from .._registry import Registry
 from .._run_settings import RunSettings
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .term import Term
 
 logger = logging.getLogger("pgq_anyio.worker")
-
-Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -173,17 +173,26 @@ def test_executors_of_a_schedule(factory: Any) -> None:
     assert factory in (None, type(entry.executor))
 
 
-LIFESPANS = st.sampled_from([open_lifespan, nullcontext, AsyncExitStack, handle]) | ANYTHING
-CALLED_LIFESPANS = st.sampled_from([open_lifespan(), nullcontext(), AsyncExitStack()])
+async def await_lifespan() -> AsyncExitStack:
+    """As one that has no ``yield``."""
+    return AsyncExitStack()
+
+
+LIFESPANS = (open_lifespan, nullcontext, AsyncExitStack, partial(nullcontext, 1), lambda *more: nullcontext())
+#: What can be called, and is seen not to give an async context manager when it is.
+NO_LIFESPANS = (handle, generate, generate_async, await_lifespan, partial(generate_async, 1))
+CALLED_LIFESPANS = (open_lifespan(), nullcontext(), AsyncExitStack())
 
 
 @scaled(150)
-@given(lifespan=LIFESPANS | CALLED_LIFESPANS)
+@given(lifespan=st.sampled_from([*LIFESPANS, *NO_LIFESPANS, *CALLED_LIFESPANS]) | ANYTHING)
 def test_lifespans(lifespan: Any) -> None:
-    """A lifespan is something to call that has not been called."""
+    """A lifespan is something to call without arguments that has not been called."""
     app = attempt(PgQueuer, "dbname=nowhere", lifespan=lifespan)
-    is_one = callable(lifespan) and not isinstance(lifespan, AbstractAsyncContextManager)
-    assert isinstance(app, PgQueuer) == (lifespan is None or is_one)
+    if lifespan is None or any(lifespan is one for one in LIFESPANS):
+        assert isinstance(app, PgQueuer)
+    elif not callable(lifespan) or any(lifespan is one for one in (*NO_LIFESPANS, *CALLED_LIFESPANS)):
+        assert isinstance(app, ConfigurationError)
     if isinstance(app, ConfigurationError):
         assert str(app).startswith("lifespan must be a function")
 

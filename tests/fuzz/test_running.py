@@ -48,19 +48,24 @@ LIFESPANS: tuple[Callable[..., Any], ...] = (
 )
 
 
+async def run_with(lifespan: Callable[..., Any], driver: PsycopgDriver, schema: str) -> None:
+    """An app with a handler, until nothing is left to do."""
+    app = PgQueuer(driver, schema=schema, lifespan=lifespan)
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None: ...
+
+    await app.run(mode="drain")
+
+
 async def test_lifespans_that_are_none(dsn: str, schema: str) -> None:
-    """The worker ends with an error of type, says goodbye, and has touched no job."""
+    """The worker, if there can be one, ends with an error of type, says goodbye, and has touched no job."""
     async with PsycopgDriver(dsn) as driver:
         queries = Queries(driver, schema=schema)
         (job_id,) = await queries.enqueue("fetch")
         for lifespan in LIFESPANS:
-            app = PgQueuer(driver, schema=schema, lifespan=lifespan)
-
-            @app.entrypoint("fetch")
-            async def fetch(job: Job) -> None: ...
-
-            with anyio.fail_after(20), pytest.raises(TypeError):
-                await app.run(mode="drain")
+            with anyio.fail_after(20), pytest.raises((ConfigurationError, TypeError)):
+                await run_with(lifespan, driver, schema)
             assert [] == await queries.workers(), lifespan
         record = await queries.get_job(job_id)
         assert record is not None

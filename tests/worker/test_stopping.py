@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -397,6 +397,52 @@ async def test_an_error_in_the_lifespan_reaches_the_caller(dsn: str, schema: str
     app = PgQueuer(dsn, schema=schema, lifespan=lifespan)
     with pytest.raises(KeyError, match="missing"):
         await app.run()
+
+
+async def _awaited() -> object: ...
+
+
+async def _generated() -> AsyncIterator[None]:
+    yield
+
+
+def _generated_without_async() -> Iterator[None]:
+    yield
+
+
+def _taking_the_app(app: object) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("lifespan", "said"),
+    [
+        (_awaited, "has to be awaited: .* put @contextlib.asynccontextmanager above it"),
+        (_generated, "an async generator: put @contextlib.asynccontextmanager above it"),
+        (_generated_without_async, "a generator: write async def, and put @contextlib.asynccontextmanager above it"),
+        (_taking_the_app, r"nobody passes arguments to it: this one takes \(app"),
+        (nullcontext(), "not one itself"),
+        ("resources", "not one itself"),
+    ],
+)
+async def test_no_lifespan(lifespan: Any, said: str) -> None:
+    """Seen where it is given, with the fix."""
+    with pytest.raises(ConfigurationError, match=said):
+        PgQueuer("dbname=nowhere", lifespan=lifespan)
+
+
+@pytest.mark.parametrize(
+    ("lifespan", "said"),
+    [
+        (lambda: None, "gave a NoneType"),
+        (lambda: _awaited(), "gave a coroutine"),  # noqa: PLW0108  (a function that does not look like a coroutine's)
+        (contextmanager(_generated_without_async), "gave a _GeneratorContextManager"),
+    ],
+)
+async def test_what_a_lifespan_gives(dsn: str, schema: str, lifespan: Any, said: str) -> None:
+    """No context manager: the worker does not start."""
+    with pytest.raises(ConfigurationError, match=said):
+        await PgQueuer(dsn, schema=schema, lifespan=lifespan).run()
 
 
 @pytest.mark.parametrize(
