@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
@@ -18,12 +18,17 @@ from .._store._steps import run_steps
 from ._arguments import When, check_id, check_ids, check_limit, check_reason, check_schedule, list_filters, new_jobs
 from ._filters import ended_filter, unfinished_filter
 
+#: How long a call waits for a connection of the driver (in seconds), as psycopg's own pool does. Jobs that each hold
+#: one while they enqueue over another would wait for each other for ever.
+PATIENCE: Final = 30.0
+
 
 class Queries:
     """What producers and operators ask of the queue.
 
-    Connections are taken from the pool of the driver, for the length of a call. With ``connection`` a call uses that
-    one instead (ours, or a ``psycopg.AsyncConnection`` on asyncio) and belongs to whatever transaction is open there.
+    Connections are taken from the pool of the driver, for the length of a call; one that gets none within 30 s raises a
+    ``psycopg.OperationalError``. With ``connection`` a call uses that one instead (ours, or a
+    ``psycopg.AsyncConnection`` on asyncio) and belongs to whatever transaction is open there.
 
     :param driver: an open driver; not needed for calls with ``connection``
     :param schema: the PostgreSQL schema with the tables. Defaults to "pgq_anyio".
@@ -282,7 +287,7 @@ class Queries:
     async def _connection(self, given: object = None) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """The caller's connection, or one from the pool."""
         if given is None:
-            async with self._driver.connection() as conn:
+            async with self._driver.connection(PATIENCE) as conn:
                 yield conn
         elif isinstance(given, psycopg.AsyncConnection):
             yield given

@@ -114,7 +114,10 @@ class Pool:
         with anyio.move_on_after(timeout) as scope:
             slot = await self._take(slots)
         if scope.cancelled_caught:
-            raise PoolTimeout(f"no connection within {timeout:g} s: the pool has {self.max_size}")
+            raise PoolTimeout(
+                f"no connection within {timeout:g} s: the pool has {self.max_size}; raise max_size, and where a "
+                "connection is held already, use that one (connection=) instead of another"
+            )
         try:
             yield slot.conn
         except BaseException:

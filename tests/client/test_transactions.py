@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row
 
 from pgq_anyio import ConfigurationError, JobStatus, PsycopgDriver
-from pgq_anyio._client import Queries, SyncQueries
+from pgq_anyio._client import Queries, SyncQueries, _queries
 from pgq_anyio._db import Connection
 from tests.client.conftest import Look
 
@@ -226,3 +226,17 @@ async def test_the_wrong_kind_of_connection_is_named(queries: Queries, dsn: str,
             with pytest.raises(ConfigurationError, match="Connection"):
                 sync_queries.enqueue("fetch", connection=wrong)  # type: ignore[arg-type]
     connection.abort()
+
+
+async def test_a_caller_who_holds_every_connection_is_told(
+    dsn: str, schema: str, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He waits for one that only he can give back: an error says so in time, and the fix works."""
+    monkeypatch.setattr(_queries, "PATIENCE", 0.05)
+    async with PsycopgDriver(dsn, max_size=1) as driver, driver.connection() as connection:
+        queries = Queries(driver, schema=schema)
+        async with connection.transaction():
+            with pytest.raises(psycopg.OperationalError, match=r"within 0\.05 s: the pool has 1; .* \(connection=\)"):
+                await queries.enqueue("fetch")
+            await queries.enqueue("fetch", connection=connection)
+    assert 1 == count(look)
