@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
@@ -14,6 +15,8 @@ from .backends import python_version
 from .messages import explain
 from .options import Invocation, invocation_of
 from .show import version
+
+logger = logging.getLogger("pgq_anyio.run")
 
 #: The command line cannot be read: ``UsageError``, which newer versions of typer have a copy of instead of click's.
 _Unreadable: type[Exception] = typer.BadParameter.__mro__[1]
@@ -28,12 +31,13 @@ class _Program(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, _Unreadable, BrokenPipeError):
             raise
-        except Exception as error:  # noqa: BLE001  (told below, whatever it is)
+        except Exception as error:
             invocation = invocation_of(ctx)
             told = explain(error, database=invocation.database, with_traceback=invocation.traceback)
-            if told.traceback is not None:
-                sys.stderr.write(told.traceback)
-            sys.stderr.write(f"pgq-anyio: {told.message}\n")
+            if invocation.logs_errors:
+                logger.error("%s", told.message, exc_info=error if told.traceback is not None else None)
+            else:
+                sys.stderr.write(f"{told.traceback or ''}pgq-anyio: {told.message}\n")
             raise typer.Exit(told.exit_code) from None
 
 

@@ -143,6 +143,17 @@ def slow_to_close() -> PgQueuer:
     return _closing_in(2)
 
 
+def broken() -> PgQueuer:
+    """A lifespan that raises."""
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        resources: dict[str, None] = {}
+        yield resources["missing"]
+
+    return PgQueuer(lifespan=lifespan)
+
+
 def hanging() -> PgQueuer:
     """A lifespan whose exit hangs."""
     return _closing_in(3600)

@@ -100,6 +100,28 @@ def test_introduction(commands: Commands, dsn: str, schema: str) -> None:
     assert {"time", "level", "logger", "message", "process"} <= set(lines[0])
 
 
+@pytest.mark.promise(39)
+@pytest.mark.parametrize(
+    ("arguments", "said", "has_traceback"),
+    [
+        ([APP, "--lease=1"], "--lease must be at least 2 s", False),
+        ([APP, "--dsn=dbname=x host=127.0.0.1 port=1"], "cannot be reached", False),
+        ([APP, "--lease=1", "--traceback"], "--lease must be at least 2 s", True),
+        (["tests.cli.apps:broken"], "unexpected KeyError: 'missing'", True),
+    ],
+)
+def test_why_it_ends_is_a_line_of_the_log(
+    commands: Commands, schema: str, arguments: list[str], said: str, has_traceback: bool
+) -> None:
+    """What reads a log of JSON lines reads the last one, too."""
+    options = [f"--schema={schema}", "--log-format=json"]
+    code, output = run(commands, schema, "run", *arguments, *options, PGQ_ANYIO_DSN=commands.dsn)
+    assert code != 0
+    last = [json.loads(line) for line in output.splitlines()][-1]
+    assert said in last["message"]
+    assert ("error", has_traceback) == (last["level"], "Traceback" in last.get("error", ""))
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_embedded_by_default(commands: Commands, tmp_path: Path, backend: str) -> None:
     """With no database named anywhere all commands share the embedded one of the directory, tables included."""
