@@ -28,6 +28,13 @@ def _max_delay(value: float | timedelta) -> float:
     return seconds("max_delay", value)
 
 
+def check_multiplier(name: str, value: object) -> float:
+    """:raises ConfigurationError: if delays cannot be multiplied by this; the message calls it ``name``"""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 <= value <= _MAX_MULTIPLIER:
+        raise ConfigurationError(f"{name} must be a number from 1 to {_MAX_MULTIPLIER:g}, not {shown(value)}")
+    return value
+
+
 def _plain_tuple(value: Any) -> Any:
     """A named tuple is one, too; but ``BaseExceptionGroup.subgroup`` takes no other than a plain one."""
     return tuple(value) if isinstance(value, tuple) else value
@@ -54,8 +61,7 @@ class RetryPolicy:
 
     @multiplier.validator
     def _check_multiplier(self, _: object, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 1.0 <= value <= _MAX_MULTIPLIER:
-            raise ConfigurationError(f"multiplier must be a number from 1 to {_MAX_MULTIPLIER:g}, not {shown(value)}")
+        check_multiplier("multiplier", value)
 
     @jitter.validator
     def _check_jitter(self, _: object, value: object) -> None:

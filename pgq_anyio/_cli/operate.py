@@ -15,11 +15,25 @@ import typer
 from .._client._filters import ended_filter, unfinished_filter
 from .._models import JobId, JobStatus
 from .messages import UsageError
-from .options import SCHEMA, Dsn, Schema, Traceback, as_timedelta, check_ids, open_queries, parse_duration, parse_time
+from .options import (
+    SCHEMA,
+    Dsn,
+    Schema,
+    Traceback,
+    as_timedelta,
+    check_ids,
+    open_queries,
+    option_name,
+    parse_duration,
+    parse_time,
+)
 from .show import counted, progress
 
 #: So many jobs go into one call, so that progress can be shown.
 CHUNK: Final = 10_000
+
+#: Options that are not called as the filters of ``Queries.requeue`` are.
+_SHORTER: Final = {"error_type": "--error", "finished_after": "--after", "finished_before": "--before"}
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="The ids that enqueue printed.")]
 Entrypoint = Annotated[str | None, typer.Option(metavar="NAME", help="Instead of ids: jobs of this entrypoint.")]
@@ -50,7 +64,7 @@ def cancel(
         "older_than": None if older_than is None else as_timedelta("--older-than", older_than),
     }
     wanted = check_ids(ids or [])
-    if unfinished_filter(wanted or None, **filters) is None:
+    if unfinished_filter(wanted or None, **filters, called=option_name) is None:
         with open_queries(ctx, dsn, schema) as queries:
             affected = _in_chunks("cancelling", wanted, lambda chunk: queries.mark_job_as_cancelled(chunk, reason))
         _tell(wanted, affected, "had ended already")
@@ -96,7 +110,7 @@ def requeue(
         "limit": limit,
     }
     wanted = check_ids(ids or [])
-    if ended_filter(wanted or None, **filters) is None:
+    if ended_filter(wanted or None, **filters, called=lambda name: _SHORTER.get(name, option_name(name))) is None:
         with open_queries(ctx, dsn, schema) as queries:
             affected = _in_chunks("requeueing", wanted, queries.requeue)
         _tell(wanted, affected, "had not failed")

@@ -40,6 +40,8 @@ class Invocation:
     database: str = ""
     #: whether errors are shown with their traceback
     traceback: bool = False
+    #: whether errors are written as the log is, because it is read by a program
+    logs_errors: bool = False
 
 
 def invocation_of(ctx: Any) -> Invocation:
@@ -64,6 +66,11 @@ def parse_duration(text: str | float) -> float:
     if not math.isfinite(value) or value < 0:
         raise typer.BadParameter(f"{text!r} is no duration: write a number of seconds that is not negative")
     return value
+
+
+def option_name(name: str) -> str:
+    """How the command line calls a parameter of Python."""
+    return "--" + name.replace("_", "-")
 
 
 def as_timedelta(option: str, number: float) -> timedelta:

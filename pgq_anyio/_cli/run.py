@@ -28,7 +28,7 @@ from .draining import show_draining
 from .interrupts import Interrupts, stop_signals
 from .loading import Target, load_target, open_app
 from .logs import LogFormat, LogLevel, set_up_logging
-from .options import Dsn, Invocation, Traceback, describe, invocation_of, parse_duration, parse_retention
+from .options import Dsn, Invocation, Traceback, describe, invocation_of, option_name, parse_duration, parse_retention
 from .show import name_list, version
 
 logger = logging.getLogger("pgq_anyio.run")
@@ -87,6 +87,8 @@ def run(
 ) -> None:
     """Run a worker: its jobs and its schedules, until Ctrl-C or SIGTERM."""
     set_up_logging(log_level, log_format)
+    invocation = invocation_of(ctx)
+    invocation.logs_errors = log_format is LogFormat.JSON
     chosen = choose_backend(backend, uvloop)
     settings = check_run_settings(
         dequeue_timeout=dequeue_timeout,
@@ -101,7 +103,7 @@ def run(
         block_warning=block_warning,
         retention=retention,
         exit_process=True,
-        called=lambda name: "--" + name.replace("_", "-"),
+        called=option_name,
     )
     if dsn is not None:
         find_database(dsn, os.environ)  # a bad one is told before anything is loaded
@@ -115,7 +117,7 @@ def run(
         settings=settings,
         migrate=migrate,
         backend=chosen,
-        invocation=invocation_of(ctx),
+        invocation=invocation,
         announce=_print_line if log_format is LogFormat.TEXT else logger.info,
         show_progress=drain and log_format is LogFormat.TEXT and sys.stderr.isatty(),
     )

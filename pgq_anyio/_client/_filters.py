@@ -6,7 +6,7 @@ forgotten, or is ``None`` by accident, must not empty a queue.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -22,23 +22,32 @@ REQUEUEABLE: Final = (JobStatus.FAILED, JobStatus.CANCELLED)
 
 
 def unfinished_filter(
-    ids: object, *, entrypoint: str | None, status: JobStatus | str | None, older_than: timedelta | datetime | None
+    ids: object,
+    *,
+    entrypoint: str | None,
+    status: JobStatus | str | None,
+    older_than: timedelta | datetime | None,
+    called: Callable[[str], str] = str,
 ) -> UnfinishedFilter | None:
     """Check the filters of ``mark_job_as_cancelled``; ``None`` if there are ids instead.
 
+    :param called: gives the name by which whoever asked knows a filter
     :raises ConfigurationError: if there are neither, or both, or one cannot be used
     """
-    if not _has_filter(ids, {"entrypoint": entrypoint, "status": status, "older_than": older_than}):
+    given = {"entrypoint": entrypoint, "status": status, "older_than": older_than}
+    if not _has_filter(ids, {called(name): value for name, value in given.items()}):
         return None
     age, moment = None, None
     if isinstance(older_than, datetime):
-        moment = _moment("older_than", older_than)
+        moment = _moment(called("older_than"), older_than)
     elif older_than is not None:
         if not isinstance(older_than, timedelta):
-            raise ConfigurationError(f"older_than must be a timedelta or an aware datetime, not {shown(older_than)}")
-        age = seconds("older_than", older_than)
+            raise ConfigurationError(
+                f"{called('older_than')} must be a timedelta or an aware datetime, not {shown(older_than)}"
+            )
+        age = seconds(called("older_than"), older_than)
     return UnfinishedFilter(
-        states=UNFINISHED if status is None else (_status(status, UNFINISHED, "cancelled"),),
+        states=UNFINISHED if status is None else (_status(called("status"), status, UNFINISHED, "cancelled"),),
         entrypoint=None if entrypoint is None else check_name("the entrypoint", entrypoint),
         older_than=age,
         created_before=moment,
@@ -54,9 +63,11 @@ def ended_filter(
     finished_after: datetime | None,
     finished_before: datetime | None,
     limit: int | None,
+    called: Callable[[str], str] = str,
 ) -> EndedFilter | None:
     """Check the filters of ``requeue``; ``None`` if there are ids instead.
 
+    :param called: gives the name by which whoever asked knows a filter
     :raises ConfigurationError: if there are neither, or both, or one cannot be used
     """
     given = {
@@ -66,20 +77,20 @@ def ended_filter(
         "finished_after": finished_after,
         "finished_before": finished_before,
     }
-    if not _has_filter(ids, given):
+    if not _has_filter(ids, {called(name): value for name, value in given.items()}):
         if limit is not None:
-            raise ConfigurationError("limit goes with a filter: leave it out, or give fewer ids")
+            raise ConfigurationError(f"{called('limit')} goes with a filter: leave it out, or give fewer ids")
         return None
     if error_type is not None:
-        check_name("error_type", error_type)
+        check_name(called("error_type"), error_type)
     return EndedFilter(
         # Jobs that were cancelled were so on purpose: they come back only if they are asked for.
-        statuses=(_status(JobStatus.FAILED if status is None else status, REQUEUEABLE, "requeued"),),
+        statuses=(_status(called("status"), JobStatus.FAILED if status is None else status, REQUEUEABLE, "requeued"),),
         entrypoint=None if entrypoint is None else check_name("the entrypoint", entrypoint),
         error_type=error_type,
-        finished_after=None if finished_after is None else _moment("finished_after", finished_after),
-        finished_before=None if finished_before is None else _moment("finished_before", finished_before),
-        limit=None if limit is None else count("limit", limit),
+        finished_after=None if finished_after is None else _moment(called("finished_after"), finished_after),
+        finished_before=None if finished_before is None else _moment(called("finished_before"), finished_before),
+        limit=None if limit is None else count(called("limit"), limit),
     )
 
 
@@ -96,11 +107,11 @@ def _has_filter(ids: object, filters: Mapping[str, Any]) -> bool:
     return bool(given)
 
 
-def _status(value: JobStatus | str, allowed: Sequence[JobStatus], what: str) -> JobStatus:
+def _status(name: str, value: JobStatus | str, allowed: Sequence[JobStatus], what: str) -> JobStatus:
     if value in allowed:
         return JobStatus(value)
     told = ", ".join(str(status) for status in allowed)
-    raise ConfigurationError(f"status must be one of {told}, not {shown(value)}: no other jobs can be {what}")
+    raise ConfigurationError(f"{name} must be one of {told}, not {shown(value)}: no other jobs can be {what}")
 
 
 def _moment(name: str, value: datetime) -> datetime:

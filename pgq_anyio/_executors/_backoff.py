@@ -15,7 +15,7 @@ from .._context import Context
 from .._durations import count, seconds
 from .._lifecycle import HandlerOutcome
 from .._registry import ExecutorParameters, HandlerKind
-from .._retry import RetryPolicy
+from .._retry import RetryPolicy, check_multiplier
 from ._base import AbstractEntrypointExecutor, EntrypointExecutor
 from ._thread import ThreadExecutor
 
@@ -53,7 +53,10 @@ class RetryWithBackoffEntrypointExecutor(AbstractEntrypointExecutor):
         self._max_attempts = count("max_attempts", max_attempts)
         self._max_time = seconds("max_time", max_time, above=0.0)
         self._policy = RetryPolicy(
-            initial_delay=initial_delay, multiplier=backoff_multiplier, max_delay=max_delay, jitter=jitter
+            initial_delay=initial_delay,
+            multiplier=check_multiplier("backoff_multiplier", backoff_multiplier),
+            max_delay=max_delay,
+            jitter=jitter,
         )
         self._inner = EntrypointExecutor(parameters) if parameters.is_async else ThreadExecutor(parameters)
         self.kind: HandlerKind = self._inner.kind
