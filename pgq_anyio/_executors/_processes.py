@@ -26,6 +26,8 @@ LONGEST_WAIT: Final = 0.3
 class ProcessExecutor(AbstractEntrypointExecutor):
     """Call a handler, sync or async, in a child process of the worker. Chosen by ``executor_factory=ProcessExecutor``.
 
+    An async handler has an event loop of the worker's kind there, trio or asyncio.
+
     :raises ConfigurationError: if the handler cannot be imported by name in another process, or takes a context
     """
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import current_token
 
 from ..._errors import ConfigurationError
 from ._child import is_child
@@ -39,20 +40,20 @@ class ProcessPool:
     """Calls functions in child processes that are used again and again.
 
     Used as an async context manager. Leaving it closes the children: they are idle by then, if the calls were made
-    inside.
+    inside. Async functions run on the backend of the event loop that has opened it: they may use it by its own name.
 
     :param max_workers: how many children there are at most; further calls wait. Defaults to the number of processors
         this process may use.
-    :param backend: AnyIO backend that runs async functions in the children. Defaults to asyncio.
     """
 
-    def __init__(self, max_workers: int | None = None, *, backend: str = "asyncio") -> None:
+    def __init__(self, max_workers: int | None = None) -> None:
         if max_workers is None:
             max_workers = _usable_processors()
         if type(max_workers) is not int or max_workers < 1:
             raise ConfigurationError(f"max_workers must be a positive int, not {max_workers!r}")
         self._max_workers = max_workers
-        self._backend = backend
+        #: AnyIO backend that runs async functions in the children
+        self._backend = "asyncio"
         self._idle: list[ChildProcess] = []
         self._working: set[ChildProcess] = set()
         self._slots: anyio.Semaphore | None = None
@@ -72,6 +73,7 @@ class ProcessPool:
         if self._slots is not None:
             raise RuntimeError("this process pool is open already")
         self._slots = anyio.Semaphore(self._max_workers, fast_acquire=True)
+        self._backend = _current_backend()
         self._opened_by = os.getpid()
         return self
 
@@ -233,6 +235,11 @@ def _find_module(module: str) -> str:
     if module == MAIN_ALIAS or (module == main_origin() and module not in sys.modules):
         return "__main__"
     return module
+
+
+def _current_backend() -> str:
+    """AnyIO's name for what runs this event loop. Its token is of trio's own class there, and a loop elsewhere."""
+    return "trio" if type(current_token().native_token).__module__.startswith("trio.") else "asyncio"
 
 
 def _usable_processors() -> int:
