@@ -71,11 +71,25 @@ async def run_job(
         context.close()
         if inner.were_left:
             _tell_left_open(run)
-        if isinstance(outcome, Failed):
-            logger.warning(
-                "job %d of %r failed: %s: %s", job.id, job.entrypoint, outcome.error.type, outcome.error.message
-            )
+        if outcome is not SUCCEEDED:
+            _tell(job, outcome)
         end(run, outcome)
+
+
+def _tell(job: Job, outcome: Outcome) -> None:
+    """Log an attempt that has failed."""
+    match outcome:
+        case Failed(error):
+            logger.warning("job %d of %r failed: %s: %s", job.id, job.entrypoint, error.type, error.message)
+        case Again(delay, True, ErrorText() as error):
+            attempt = (job.attempt, job.id, job.entrypoint)
+            logger.info(
+                "attempt %d of job %d of %r failed: %s: %s; another follows in %.3g s",
+                *attempt,
+                error.type,
+                error.message,
+                delay,
+            )
 
 
 def _tell_left_open(run: Run | ScheduledRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from datetime import timedelta
 from itertools import pairwise
@@ -175,20 +176,30 @@ async def test_a_retry_is_the_same_job_later(app: PgQueuer, queries: Queries, wi
 
 
 @pytest.mark.promise(31)
-async def test_attempts_are_used_up_and_every_error_is_kept(app: PgQueuer, queries: Queries) -> None:
-    """max_attempts=3: three runs, three errors."""
+async def test_attempts_are_used_up_and_every_error_is_kept(
+    app: PgQueuer, queries: Queries, caplog: pytest.LogCaptureFixture
+) -> None:
+    """max_attempts=3: three runs, three errors, and three lines of the log; only the last is a warning."""
 
     @app.entrypoint("fail", max_attempts=3, retry_policy=RetryPolicy(initial_delay=0.01))
     async def fail(job: Job) -> None:
         raise ValueError(f"attempt {job.attempt}")
 
     (job_id,) = await queries.enqueue("fail")
-    with anyio.fail_after(20):
+    with anyio.fail_after(20), caplog.at_level(logging.INFO, "pgq_anyio.runner"):
         await drain(app)
     record = await queries.get_job(job_id)
     assert record is not None
     assert (JobStatus.FAILED, 3) == (record.status, record.attempt)
     assert [f"attempt {number}" for number in (1, 2, 3)] == [error.message for error in record.errors]
+    first, second, last = [line for line in caplog.records if line.name == "pgq_anyio.runner"]
+    for number, line in ((1, first), (2, second)):
+        said = f"attempt {number} of job {job_id} of 'fail' failed: ValueError: attempt {number}; another follows in "
+        assert (logging.INFO, True) == (line.levelno, line.getMessage().startswith(said))
+    assert (logging.WARNING, f"job {job_id} of 'fail' failed: ValueError: attempt 3") == (
+        last.levelno,
+        last.getMessage(),
+    )
 
 
 async def test_what_a_handler_may_say(app: PgQueuer, queries: Queries) -> None:
