@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 #: fsync costs time and proves nothing here; synchronous_commit stays on, so that commits keep their order of events.
 SERVER_OPTIONS = {"max_connections": "200", "fsync": "off"}
 PROMISES = range(1, 50)
-BACKENDS = ("asyncio", "trio")
-#: Promises whose tests need no event loop (what is refused at registration), or run all of them in one test.
-WITHOUT_BACKEND = (22, 40)
+BACKENDS = ("asyncio", "uvloop", "trio")
+#: The promise whose tests need no event loop: what is refused at registration.
+WITHOUT_BACKEND = (22,)
 
 register_profiles()
 #: which promise a test has proved, and on which backend
@@ -152,14 +152,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("figures")
         for marker in item.iter_markers("promise"):
             item.user_properties.extend(("promise", number) for number in marker.args)
+            item.user_properties.extend(("backend", backend) for backend in backends_of(item))
+
+
+def backends_of(item: pytest.Item) -> set[str]:
+    """What a test runs on: one of them, several (``uvloop+asyncio``), or, if it has no such parameter, none."""
+    found: set[str] = set()
+    callspec = getattr(item, "callspec", None)
+    for value in () if callspec is None else callspec.params.values():
+        if isinstance(value, str):
+            found.update(value.split("+"))
+        elif isinstance(value, tuple) and value and value[0] in BACKENDS:
+            found.add("uvloop" if value[1].get("use_uvloop") else value[0])
+    return found & {*BACKENDS}
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.passed:
-        for name, value in report.user_properties:
-            if name == "promise" and isinstance(value, int):
-                _proved.add((value, None))
-                _proved.update((value, backend) for backend in BACKENDS if backend in report.nodeid)
+        promises = [value for name, value in report.user_properties if name == "promise" and isinstance(value, int)]
+        backends = [value for name, value in report.user_properties if name == "backend" and isinstance(value, str)]
+        _proved.update((number, backend) for number in promises for backend in (None, *backends))
 
 
 def unproved() -> list[str]:

@@ -195,7 +195,7 @@ ROWS: Final = (
     _row(
         "retries and requeues notify nobody and wait for the next poll",
         "worker/test_failing::test_a_retry_is_the_same_job_later",
-        "client/test_requeue::test_requeued_jobs_start_at_once",
+        "worker/test_requeueing::test_requeued_jobs_start_at_once",
     ),
     _row(
         "a text of NUL bytes or invalid UTF-8 in an error breaks the outcome's write",

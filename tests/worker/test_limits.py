@@ -234,6 +234,34 @@ async def test_a_full_name_does_not_delay_others(app: PgQueuer, queries: Queries
     assert 18 == highest
 
 
+@pytest.mark.promise(19)
+@BACKENDS
+def test_names_with_limits_delay_no_other_in_a_fleet(fleet: Fleet, backend: str, within: Within) -> None:
+    """Three workers, beside a full name, one whose slots change hands all the time, a serialized and a rated one, each
+    with a backlog: every single job of another name starts at once.
+    """
+    for _ in range(3):
+        fleet.start(backend, program="tests.worker.beside")
+    fleet.enqueue("full", times=2)
+    wait_until(lambda: 2 == fleet.value("select count(*) from {schema}.running where entrypoint = 'full'"))
+    for name in ("full", "rated", "serial", "churn"):
+        fleet.enqueue(name, times=10_000)
+    for _ in range(100):
+        (job_id,) = fleet.enqueue("free")
+        wait_until(partial(fleet.events, job_id), pause=0.002)
+    left = dict(fleet.rows("select entrypoint, count(*) from {schema}.queued group by entrypoint"))
+    assert {"full", "rated", "serial", "churn"} == left.keys()
+    assert left["churn"] < 10_000
+    wait_until(lambda: 100 == fleet.value("select count(*) from {schema}.finished where entrypoint = 'free'"))
+    delays = fleet.rows(
+        "select extract(epoch from at - created_at)::float8 as delay from {log} join {schema}.finished using (job_id) "
+        "order by delay desc"
+    )
+    assert 100 == len(delays)
+    assert delays[5][0] < within(0.05, 2), delays[:10]
+    assert delays[0][0] < within(0.25), delays[:10]
+
+
 @pytest.mark.anyio
 @pytest.mark.promise(18)
 async def test_two_workers_with_different_limits(

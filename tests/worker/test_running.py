@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import anyio
+import psycopg
 import pytest
+from psycopg import sql
 
-from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, Queries, current_context
+from pgq_anyio import Context, Job, JobId, JobStatus, PgQueuer, Queries, SyncQueries, current_context
 from pgq_anyio.testing import drain, running_worker
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +61,29 @@ async def test_each_job_of_a_list_runs_once(app: PgQueuer, queries: Queries, num
         await drain(app)
     assert dict(zip(ids, payloads, strict=True)) == dict(seen)
     assert number == len(seen)
+
+
+@pytest.mark.promise(7, 8)
+async def test_jobs_from_elsewhere_that_are_due_at_once(app: PgQueuer, queries: Queries, dsn: str, schema: str) -> None:
+    """Enqueued without an event loop, by plain SQL, or with a time that has passed: they run."""
+    seen: list[JobId] = []
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        seen.append(job.id)
+
+    past = datetime.now(UTC) - timedelta(days=1)
+    with SyncQueries(dsn, schema=schema) as elsewhere, psycopg.connect(dsn) as connection:
+        ids = elsewhere.enqueue("fetch")
+        call = sql.SQL("select {}.enqueue('fetch')").format(sql.Identifier(schema))
+        ids += [row[0] for row in connection.execute(call)]
+    for when in (None, timedelta(0), timedelta(seconds=-5), past):
+        ids += await queries.enqueue("fetch", execute_after=when)
+    async with running_worker(app):
+        with anyio.fail_after(20):
+            while len(seen) < len(ids):  # noqa: ASYNC110  (handlers set it)
+                await anyio.sleep(0.01)
+    assert sorted(ids) == sorted(seen)
 
 
 @pytest.mark.promise(4)
