@@ -37,8 +37,9 @@ class SyncQueries:
     process has forked. Unless the DSN says otherwise, connecting takes ten seconds at most for each host, and a server
     that is gone without a word is noticed within 30. Close it with ``close()``, or use it in ``with``.
 
-    :param source: a DSN in either of libpq's forms, or an open ``psycopg.Connection``, which stays the caller's: calls
-        belong to whatever transaction is open there, and it is never closed here
+    :param source: a DSN in either of libpq's forms, of which what is left out comes from libpq's ``PG*`` variables; or
+        an open ``psycopg.Connection``, which stays the caller's: calls belong to whatever transaction is open there, and
+        it is never closed here. Defaults to a DSN that leaves out everything.
     :param schema: the PostgreSQL schema with the tables. Defaults to "pgq_anyio".
     :raises ConfigurationError: if an argument cannot be used
     """
