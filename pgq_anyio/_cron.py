@@ -18,9 +18,11 @@ hour field and so loses a firing of ``0 */12 * * *`` where midnight is skipped. 
 changes of three hours and more alone, as corrections of a wrong clock; a zone's law is never that, so size is nothing
 here.
 
-croniter departs from crontab(5) in two more places: a range of one value (``9-9``) is any value to it, so such ranges
-are written as their value; and "either suffices", for day of month and day of week, does not hold for ``15W``,
-``fri#2`` and ``L5``, so these are refused together with the other.
+croniter departs from crontab(5) in more places: a range of one value (``9-9``) is any value to it, so such ranges are
+written as their value; "either suffices", for day of month and day of week, does not hold for ``15W``, ``fri#2`` and
+``L5``, so these are refused together with the other, and holds for a field that begins with a star (``*/2``) unless
+croniter is told ``implement_cron_bug``; and a range that wraps around (``21-5``, which crontab(5) does not have) with a
+step has wrong values behind the end of the field (``21-5/2``: 21, 23, 2, 4), so it is refused.
 
 Times are whole seconds. Offsets are looked at once a day between two firings: two changes within one day that cancel
 each other would be missed, and no zone has had such.
@@ -40,7 +42,7 @@ from croniter import CroniterBadDateError, CroniterError, croniter
 from ._errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 #: crontab(5)'s names for common schedules. ``@reboot`` has no meaning for a fleet.
 NICKNAMES = {
@@ -87,19 +89,26 @@ class CronSchedule:
         :param expression: five fields (minute, hour, day of month, month, day of week), or six with the **seconds
             last** as croniter has them (``* * * * * */10`` is every ten seconds), or ``@hourly``, ``@daily``,
             ``@midnight``, ``@weekly``, ``@monthly``, ``@yearly``, ``@annually``. Fields take croniter's syntax (lists,
-            ranges, steps, names, ``L``, ``15W``, ``fri#2``). If day of month and day of week are both restricted,
-            either suffices, as in crontab(5); then neither may be of the kind of ``15W``, ``fri#2`` and ``L5``.
+            ranges, steps, names, ``L``, ``15W``, ``fri#2``). If day of month and day of week are both restricted
+            (begin with no star), either suffices, as in crontab(5); then neither may be of the kind of ``15W``,
+            ``fri#2`` and ``L5``.
         :param timezone: IANA name of the time zone the expression is meant in. Defaults to UTC.
         :raises ConfigurationError: if the expression or the zone cannot be read, or the expression never fires, or it
-            has a combination of days that croniter gets wrong
+            has a combination of days, or a range, that croniter gets wrong
         """
         if not isinstance(expression, str):
             raise ConfigurationError(f"the expression must be a str, not {expression!r}")
         zone = _find_zone(timezone)
         expression = " ".join(expression.split())
         plain = _single_values(_plain_fields(expression))
+        wrapped = _find_stepped_wrap(plain)
+        if wrapped is not None:
+            raise ConfigurationError(
+                f"cron expression {expression!r} has the range {wrapped!r}, which goes beyond the end of its field, "
+                "with a step: write its values out, separated by commas"
+            )
         try:
-            parsed = croniter(plain)
+            parsed = croniter(plain, implement_cron_bug=True)
             if not _mixes_days(parsed):
                 # croniter looks 50 years ahead, so leap days are found and 30 February is not.
                 parsed.get_next(datetime)
@@ -139,7 +148,7 @@ class CronSchedule:
         wall = _wall_time(start, self._zone)
         while True:
             offset = _offset(start, self._zone)
-            wall = croniter(self._fields, wall).get_next(datetime)
+            wall = croniter(self._fields, wall, implement_cron_bug=True).get_next(datetime)
             fire = wall.replace(tzinfo=UTC) - offset
             change = _next_change(self._zone, start, fire)
             if change is None:
@@ -208,19 +217,37 @@ def _plain_fields(expression: str) -> str:
 def _single_values(fields: str) -> str:
     """Write a range of one value as that value: croniter takes ``9-9`` for any hour, and crontab(5) for nine."""
     return " ".join(
-        ",".join(_single_value(part, NAMES.get(place, {})) for part in field.split(","))
-        for place, field in enumerate(fields.split())
+        ",".join(_single_value(part, place) for part in field.split(",")) for place, field in enumerate(fields.split())
     )
 
 
-def _single_value(part: str, names: Mapping[str, str]) -> str:
+def _single_value(part: str, place: int) -> str:
     found = RANGE.fullmatch(part.lower())
     if found is None:
         return part
     first, last, _, nth = found.groups()
+    ends = _ends(first, last, place)
+    return f"{first}{nth or ''}" if ends is not None and ends[0] == ends[1] else part
+
+
+def _find_stepped_wrap(fields: str) -> str | None:
+    """The first range that ends before it begins and has a step."""
+    for place, field in enumerate(fields.split()):
+        for part in field.split(","):
+            found = RANGE.fullmatch(part.lower())
+            if found is not None and found[3] is not None and found[3].lstrip("/0") != "1":
+                ends = _ends(found[1], found[2], place)
+                if ends is not None and ends[0] > ends[1]:
+                    return part
+    return None
+
+
+def _ends(first: str, last: str, place: int) -> tuple[int, int] | None:
+    """The numbers at the ends of a range, if they can be read."""
+    names = NAMES.get(place, {})
     ends = [names.get(end, end) for end in (first, last)]
-    is_single = all(end.isdecimal() for end in ends) and ends[0].lstrip("0") == ends[1].lstrip("0")
-    return f"{first}{nth or ''}" if is_single else part
+    # Python reads no number of thousands of digits.
+    return (int(ends[0]), int(ends[1])) if all(end.isdecimal() and len(end) < 9 for end in ends) else None
 
 
 def _mixes_days(parsed: croniter) -> bool:

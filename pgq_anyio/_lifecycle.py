@@ -234,13 +234,16 @@ def decide_outcome(
 
 
 def find_answer(error: BaseException) -> HandlerOutcome | None:
-    """The outcome that an exception stands for: a group counts only if all its leaves are one and the same kind."""
+    """The outcome that an exception stands for: a group counts only if all its leaves are one and the same kind. A
+    subclass is of the kind that it is derived from.
+    """
     if isinstance(error, HandlerOutcome):
         return error
     if not isinstance(error, BaseExceptionGroup):
         return None
     first, *others = leaves(error)
-    if isinstance(first, HandlerOutcome) and all(type(other) is type(first) for other in others):
+    kind = next((kind for kind in (Retry, Snooze, Cancel, Discard) if isinstance(first, kind)), None)
+    if kind is not None and isinstance(first, HandlerOutcome) and all(isinstance(other, kind) for other in others):
         return first
     return None
 

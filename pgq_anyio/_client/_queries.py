@@ -275,7 +275,8 @@ class Queries:
 
         :param name: the name of the schedule
         :param expression: one of the expressions that are registered under the name. Defaults to all of them.
-        :param force: forget it whatever it does. A worker that has code for it registers it again, from then on.
+        :param force: forget it whatever it does; a run of it is cancelled. A worker that has code for it registers it
+            again, from then on.
         :return: name and expression of those that were removed
         :raises ConfigurationError: if an argument cannot be used
         """

@@ -1,7 +1,9 @@
 """``SyncQueries``: producers and operators in programs without an event loop.
 
 It is safe to share between threads: a call that takes several statements has the connection to itself until its end, or
-the statement of another thread would slip into its transaction.
+the statement of another thread would slip into its transaction. A connection that is passed with a call is its caller's
+alone: were calls on such ones to wait for each other here, two transactions could wait for ever, one in the server and
+one for this lock.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class SyncQueries:
     that is gone without a word is noticed within 30. Close it with ``close()``, or use it in ``with``.
 
     :param source: a DSN in either of libpq's forms, of which what is left out comes from libpq's ``PG*`` variables; or
-        an open ``psycopg.Connection``, which stays the caller's: calls belong to whatever transaction is open there, and
-        it is never closed here. Defaults to a DSN that leaves out everything.
+        an open ``psycopg.Connection``, which stays the caller's: calls belong to whatever transaction is open there,
+        and it is never closed here. Defaults to a DSN that leaves out everything.
     :param schema: the PostgreSQL schema with the tables. Defaults to "pgq_anyio".
     :raises ConfigurationError: if an argument cannot be used
     """
@@ -207,12 +209,17 @@ class SyncQueries:
 
     @contextmanager
     def _connection(self, given: psycopg.Connection[Any] | None = None) -> Iterator[psycopg.Connection[Any]]:
-        """The connection of a call, which has it to itself."""
+        """The connection of a call. What several threads share here it has to itself; one that was passed with the call
+        is the caller's, and a call on it may wait for another thread's transaction.
+        """
         if given is not None:
             _check_connection(given)
+            if given is not self._source:
+                yield given
+                return
         self._notice_fork()
         with self._lock:
-            yield given or self._open()
+            yield self._open()
 
     def _open(self) -> psycopg.Connection[Any]:
         """The connection that was given, or an own one that works as far as can be seen without asking the server."""
@@ -222,9 +229,14 @@ class SyncQueries:
             self._own.close()
             self._own = None
         if self._own is None:
-            self._own = connect_blocking(self._source)
-            if is_pooled_sync(self._own):
-                self._own.prepare_threshold = None
+            own = connect_blocking(self._source)
+            try:
+                if is_pooled_sync(own):
+                    own.prepare_threshold = None
+            except BaseException:
+                own.close()  # it would go on without knowing
+                raise
+            self._own = own
         return self._own
 
     def _notice_fork(self) -> None:

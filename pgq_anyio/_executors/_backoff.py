@@ -13,7 +13,7 @@ import anyio
 
 from .._context import Context
 from .._durations import count, seconds
-from .._lifecycle import HandlerOutcome
+from .._lifecycle import find_answer
 from .._registry import ExecutorParameters, HandlerKind
 from .._retry import RetryPolicy, check_multiplier
 from ._base import AbstractEntrypointExecutor, EntrypointExecutor
@@ -68,9 +68,9 @@ class RetryWithBackoffEntrypointExecutor(AbstractEntrypointExecutor):
         while True:
             try:
                 return await self._inner.execute(job, context)
-            except HandlerOutcome:
-                raise
             except Exception as error:
+                if find_answer(error) is not None:
+                    raise
                 delay = self._policy.delay(attempt)
                 if attempt >= self._max_attempts or anyio.current_time() + delay > give_up_at:
                     error.add_note(f"the handler was called {attempt} times")

@@ -18,7 +18,7 @@ is given back, and nobody has run that occurrence yet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -46,7 +46,7 @@ from .._store.schedule import (
     release_schedules,
     serve_schedules,
 )
-from .._timetable import HeldSchedule, ScheduleKey, Timetable, Wanted, next_claim_no
+from .._timetable import HeldSchedule, ScheduleKey, ScheduleState, Timetable, Wanted, next_claim_no
 
 logger = logging.getLogger("pgq_anyio.scheduler")
 
@@ -69,8 +69,12 @@ class Scheduler:
     entries: Mapping[ScheduleKey, ScheduleEntry]
     #: opens a shielded scope for one claim
     shield: Callable[[], CancelScope]
+    #: called with whether a claim was answered in time
+    on_answer: Callable[[bool], None]
     #: starts the run of an occurrence that was taken; never waits
     start_run: Callable[[ScheduleEntry, HeldSchedule, Wanted], None]
+    #: called with a run whose row is not ours any more
+    on_lost_run: Callable[[ScheduledRun], None]
     clock: DatabaseClock = attrs.field(factory=DatabaseClock, init=False)
     timetable: Timetable = attrs.field(init=False)
     _bell: Doorbell = attrs.field(factory=Doorbell, init=False)
@@ -122,6 +126,15 @@ class Scheduler:
     def running(self) -> list[ScheduledRun]:
         """Runs whose handler has not ended."""
         return list(self._runs.values())
+
+    def find_lost_runs(self, states: Sequence[ScheduleState]) -> None:
+        """Compare what runs here with all rows, which have just been read. A failover may have lost the claim of a run,
+        or its schedule was removed: the next one who looks starts an occurrence beside it.
+        """
+        owners = {state.key: (state.worker_id, state.claim_no) for state in states}
+        for run in self.running():
+            if owners.get(run.held.key) != (self.worker_id, run.held.claim_no):
+                self.on_lost_run(run)
 
     def released(self, held: HeldSchedule, outcome: Outcome) -> None:
         """The end of a run has been stored: its next occurrence may be due already."""
@@ -181,7 +194,9 @@ async def read_once(scheduler: Scheduler) -> None:
         if len(rows.states) < len(scheduler.entries):
             await _register(scheduler)
             asked_at, rows = await _read(scheduler)
-        scheduler.observe(rows.clock, asked_at)
+        # Not by observe(): with a claim whose answer was lost this reading would ask for the next one.
+        scheduler.clock.observe(rows.clock, asked_at=asked_at, answered_at=anyio.current_time())
+        scheduler.find_lost_runs(rows.states)
         unknown = scheduler.timetable.learn(rows.states, now=scheduler.clock.now())
         await _give_back(scheduler, unknown)
     except BaseException:
@@ -215,6 +230,7 @@ async def fire_once(scheduler: Scheduler, wanted: list[Wanted]) -> int:
     finally:
         if taken is None:
             scheduler._stale = scheduler._unresolved = True
+    scheduler.on_answer(taken is not None)
     if taken is None:
         scheduler.line.close()
         raise OperationalError("the claim of scheduled runs was not answered in time")

@@ -9,6 +9,8 @@ import attrs
 
 from .._hints import Hints
 from .._holdings import Run
+from .._models import CancelReason
+from .._scheduled import ScheduledRun
 from .._services.listener import (
     Alarm,
     CancelRequest,
@@ -124,6 +126,12 @@ class News:
     def on_cancelled(self, run: Run) -> None:
         """A job has been cancelled, and is to end within the grace."""
         self.term.overdue.expect(run)
+
+    def on_lost_run(self, run: ScheduledRun) -> None:
+        """The row of a scheduled run is not ours any more: the run is cancelled, as a job is."""
+        spares_runs = self.term.worker.settings.on_lease_lost == "continue"
+        if not spares_runs and run.context.request_cancel(CancelReason.LEASE_LOST, grace=0.0):
+            self.term.overdue.expect(run)
 
     def on_listening(self) -> None:
         """Notifications may have been missed, and a server that crashed may have forgotten what we hold."""

@@ -127,14 +127,16 @@ class Term:
             poll_interval=settings.dequeue_timeout,
         )
         self.promoter = Promoter(line=self.lines.dispatch, store=store, on_promoted=self.news.on_promoted)
-        schedule_shield = ClaimShield(patience)
+        schedule_shield = ClaimShield(patience, longest)
         self.scheduler = Scheduler(
             line=self.lines.schedule,
             store=store,
             worker_id=self.worker_id,
             entries=registry.schedules,
             shield=schedule_shield.open,
+            on_answer=lambda in_time: schedule_shield.answered(in_time=in_time),
             start_run=self.handlers.start_scheduled,
+            on_lost_run=self.news.on_lost_run,
         )
         self._shields = (self.claimer.shield, limited_shield, schedule_shield)
         self.rescuer = Rescuer(line=self.lines.dispatch, store=store, sightings=Sightings(BLIND_AFTER * beat))

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
 
 from pgq_anyio import ConfigurationError, JobStatus
-from pgq_anyio._client import SyncQueries
+from pgq_anyio._client import SyncQueries, _sync_queries
 from tests.client.conftest import Look
 
 
@@ -92,6 +93,46 @@ def test_threads_do_not_slip_into_each_others_transactions(sync_queries: SyncQue
         calls = [threads.submit(call) for _ in range(20) for call in (fail, succeed, succeed)]
         assert 40 == sum(call.result() for call in calls)
     assert [(b"small", 40)] == look("select payload, count(*) from {schema}.queued group by 1")
+
+
+def test_calls_on_connections_of_their_own_do_not_wait_for_each_other(
+    dsn: str, schema: str, sync_queries: SyncQueries, look: Look
+) -> None:
+    """One waits in the server for the other's transaction, which goes on and ends it."""
+    (job_id,) = sync_queries.enqueue("fetch")
+    with psycopg.connect(dsn) as first, psycopg.connect(dsn) as second, ThreadPoolExecutor(2) as threads:
+        assert [job_id] == sync_queries.mark_job_as_cancelled([job_id], connection=first)
+        later = threads.submit(sync_queries.mark_job_as_cancelled, [job_id], connection=second)
+        blocked = "select 1 from pg_locks where pid = %s and not granted"
+        while not look(blocked, second.info.backend_pid):
+            assert not later.done()
+        try:
+            sooner = threads.submit(sync_queries.enqueue, "next", connection=first)
+            assert 1 == len(sooner.result(20))
+        finally:
+            first.commit()
+        assert [] == later.result(20)
+    assert {"next": 1} == sync_queries.queue_size()
+
+
+def test_a_connection_that_was_not_asked_for_its_pooler_is_not_used(
+    sync_queries: SyncQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on to prepare statements, which some poolers lose. The next call opens another."""
+    asked: list[psycopg.Connection[Any]] = []
+
+    def be_interrupted(connection: psycopg.Connection[Any]) -> bool:
+        asked.append(connection)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return True
+
+    monkeypatch.setattr(_sync_queries, "is_pooled_sync", be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sync_queries.enqueue("fetch")
+    sync_queries.enqueue("fetch")
+    first, second = asked
+    assert (True, False, None) == (first.closed, second.closed, second.prepare_threshold)
 
 
 def test_a_lost_connection_is_replaced(sync_queries: SyncQueries, look: Look) -> None:

@@ -194,16 +194,22 @@ async def test_a_cancellation_ends_the_loop() -> None:
             tasks.cancel_scope.cancel()
 
 
-async def test_answers_of_the_handler_are_not_retried() -> None:
+@pytest.mark.promise(30)
+@pytest.mark.parametrize("in_group", [False, True])
+async def test_answers_of_the_handler_are_not_retried(in_group: bool) -> None:
+    """Nor those that come out of a task group."""
     app = PgQueuer()
     calls: list[int] = []
 
     @app.entrypoint("fetch", executor_factory=QUICK)
     async def fetch(job: Job) -> None:
         calls.append(1)
-        raise Cancel("no")
+        if not in_group:
+            raise Cancel("no")
+        async with anyio.create_task_group():
+            raise Cancel("no")
 
-    with pytest.raises(Cancel):
+    with pytest.raises(ExceptionGroup if in_group else Cancel):
         await run_job(app, "fetch")
     assert 1 == len(calls)
 

@@ -148,6 +148,10 @@ def test_days_that_cannot_be_combined_are_refused(day: str, weekday: str) -> Non
         ("0 9 * * fri#2", ["10"]),
         ("0 9 ? * L5", ["31"]),
         ("0 9 12W * ?", ["13"]),
+        # crontab(5): a field that begins with a star is not restricted, so both have to match.
+        ("0 9 */2 * fri", ["03", "17", "31"]),
+        ("0 9 */100,1-7 * mon", ["06"]),
+        ("0 9 1 * */3", ["01"]),
     ],
 )
 def test_either_day_suffices(expression: str, expected: list[str]) -> None:
@@ -155,6 +159,34 @@ def test_either_day_suffices(expression: str, expected: list[str]) -> None:
     start = datetime(2026, 7, 1, tzinfo=UTC)
     found = CronSchedule.parse(expression).fires_between(start, start + timedelta(days=31), 99)
     assert expected == [f"{fire:%d}" for fire in found]
+
+
+@pytest.mark.promise(41)
+@pytest.mark.parametrize(
+    ("expression", "wrong"),
+    [
+        ("0 21-5/2 * * *", "21-5/2"),
+        ("* * * * sat-tue/2", "sat-tue/2"),
+        ("0 0 1 11-3/2 *", "11-3/2"),
+        ("1,50-10/015 * * * *", "50-10/015"),
+    ],
+)
+def test_ranges_that_wrap_around_have_no_step(expression: str, wrong: str) -> None:
+    """By croniter they have wrong values behind the end of the field."""
+    with pytest.raises(ConfigurationError, match="write its values out, separated by commas") as caught:
+        CronSchedule.parse(expression)
+    assert f"has the range {wrong!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "same"), [("0 22-2 * * *", "0 22,23,0,1,2 * * *"), ("0 22-2/1 * * *", "0 22,23,0,1,2 * * *")]
+)
+def test_ranges_may_wrap_around(expression: str, same: str) -> None:
+    """As croniter reads them."""
+    start = datetime(2026, 7, 1, tzinfo=UTC)
+    assert CronSchedule.parse(same).fires_between(start, start + timedelta(days=3), 99) == CronSchedule.parse(
+        expression
+    ).fires_between(start, start + timedelta(days=3), 99)
 
 
 def test_leap_day_is_accepted() -> None:

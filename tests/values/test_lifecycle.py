@@ -117,6 +117,21 @@ def test_a_group_of_one_kind_of_outcome_is_that_outcome() -> None:
     assert Cancelled("a") == decide(ExceptionGroup("g", [Cancel("a")]))
 
 
+class Busy(Retry):
+    """A subclass is of the kind that it is derived from."""
+
+
+class Away(Retry):
+    """Another one."""
+
+
+@pytest.mark.parametrize("kinds", [(Retry, Busy), (Busy, Retry), (Busy, Away)])
+def test_a_group_of_subclasses_of_one_kind_is_that_outcome(kinds: tuple[type[Retry], ...]) -> None:
+    again = decide(ExceptionGroup("g", [kind(delay) for delay, kind in enumerate(kinds, start=3)]))
+    assert isinstance(again, Again)
+    assert again.delay == 3
+
+
 def test_a_mixed_group_is_a_failure_with_all_its_leaves() -> None:
     failed = decide(ExceptionGroup("g", [Cancel("a"), ValueError("first"), KeyError("second")]))
     assert isinstance(failed, Failed)

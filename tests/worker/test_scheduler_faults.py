@@ -12,8 +12,9 @@ import anyio
 import pytest
 from psycopg import OperationalError, sql
 
-from pgq_anyio import PgQueuer, Schedule
+from pgq_anyio import CancelReason, Context, PgQueuer, Schedule
 from pgq_anyio._db import Connection
+from pgq_anyio._run_settings import OnLeaseLost
 from pgq_anyio._services import completer, scheduler
 from pgq_anyio._store import schedule as statements
 from pgq_anyio.testing import running_worker
@@ -272,6 +273,91 @@ async def test_a_change_that_could_not_be_read_is_read_again(
         await scene.wait("last_status = 'successful' and worker_id is null")
     assert [] == failures
     assert [NEW_YEAR] == scene.runs
+
+
+@pytest.mark.promise(44, 48)
+async def test_after_a_lost_claim_the_rows_are_read_with_each_heartbeat_and_no_more(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the first claim never came: whatever became of it is found, without looking all the time."""
+    failures, read, looks = ["before"], statements.read_schedules, list[float]()
+
+    async def count(*args: Any, **kwargs: Any) -> Any:
+        looks.append(anyio.current_time())
+        return await read(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "fire_schedules", partial(lose, statements.fire_schedules, failures))
+    monkeypatch.setattr(scheduler, "read_schedules", count)
+    async with running_worker(scene.app, lease=2.0):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+        since = anyio.current_time()
+        await anyio.sleep(2.5)  # how often it looks meanwhile is the fact: there are three heartbeats in two seconds
+    assert 1 <= sum(at > since for at in looks) <= 6
+
+
+@pytest.mark.promise(42)
+async def test_a_server_that_answers_late_is_waited_for_longer(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim of an occurrence has a second with this lease; the one after it two."""
+    fire, began = statements.fire_schedules, list[float]()
+
+    async def take_long(*args: Any, **kwargs: Any) -> Any:
+        began.append(anyio.current_time())
+        await anyio.sleep(1.2)
+        return await fire(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "fire_schedules", take_long)
+    async with running_worker(scene.app, lease=6.0):
+        await scene.wait("last_status = 'successful' and worker_id is null")
+    assert 2 == len(began)
+    assert [NEW_YEAR] == scene.runs
+
+
+@pytest.mark.promise(43)
+@pytest.mark.parametrize("on_lease_lost", ["cancel", "continue"])
+@pytest.mark.parametrize(
+    "how", ["update {s}.schedule set worker_id = null, claim_no = null", "delete from {s}.schedule"]
+)
+async def test_a_run_whose_row_is_not_ours_any_more_is_cancelled(
+    app: PgQueuer, conn: Connection, how: str, on_lease_lost: OnLeaseLost
+) -> None:
+    """A failover has lost its claim, or its schedule was removed by force: the next run may start beside it. If jobs
+    are to go on whatever becomes of the lease, so is the run.
+    """
+    started, cancelled, reasons = anyio.Event(), anyio.Event(), list[CancelReason | None]()
+    scene = Scene(app, conn)
+
+    @app.schedule("long", YEARLY)
+    async def long(schedule: Schedule, context: Context) -> None:
+        started.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            reasons.append(context.cancel_reason)
+            cancelled.set()
+
+    await scene.execute(
+        "insert into {s}.schedule (name, expression, timezone, last_due_at) values ('long', %s, 'UTC', %s)",
+        YEARLY,
+        NEW_YEAR - timedelta(days=1),
+    )
+    async with running_worker(app, on_lease_lost=on_lease_lost, shutdown_grace=0):
+        with anyio.fail_after(SOON):
+            await started.wait()
+        await scene.execute(how + " where name = 'long'")
+        registered = "select registered_at from {s}.schedule where name = 'report'"
+        before = await scene.execute(registered)
+        await scene.execute("delete from {s}.schedule where name = 'report'")
+        await scene.execute("select pg_notify('pgq_anyio.' || %s, 'schedule')", app.schema)
+        if on_lease_lost == "cancel":
+            with anyio.fail_after(SOON):
+                await cancelled.wait()
+        else:
+            with anyio.fail_after(SOON):  # it is made again by the same reading
+                while await scene.execute(registered) in ([], before):  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            await anyio.wait_all_tasks_blocked()
+            assert [] == reasons
+    assert [CancelReason.LEASE_LOST if on_lease_lost == "cancel" else CancelReason.SHUTDOWN] == reasons[:1]
 
 
 async def test_a_claim_that_commits_when_nothing_is_due_is_found_by_a_heartbeat(
