@@ -14,9 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import anyio.from_thread
 from anyio.abc import TaskStatus
-from anyio.lowlevel import current_token
 
 from ._client._arguments import check_id
 from ._context import Context, find_current_context
@@ -355,19 +353,12 @@ class PgQueuer:
     def stop(self) -> None:
         """Ask the running worker to stop gracefully.
 
-        Safe from any thread and any number of times; does nothing before ``run()``.
+        Safe from any thread, from signal handlers and callbacks of the event loop, and any number of times. Never
+        waits. Does nothing before ``run()``.
         """
         stop = self._stop
-        if stop is None:
-            return
-        try:
-            token = current_token()
-        except Exception:  # noqa: BLE001  (no event loop in this thread; AnyIO's class for it differs between versions)
-            token = None
-        if token == stop.token:
-            stop.request()
-        else:
-            anyio.from_thread.run_sync(stop.request, token=stop.token)
+        if stop is not None:
+            stop.request_from_anywhere()
 
     def get_context(self, job_id: JobId) -> Context:
         """The context of a job that this worker is running. A handler may ask for its own in any case, also where

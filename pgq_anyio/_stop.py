@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
 import anyio
 import attrs
 from anyio import CancelScope
 from anyio.lowlevel import EventLoopToken, checkpoint_if_cancelled, current_token
+
+CallSoon = Callable[[Callable[[], object]], object]
+
+
+def loop_caller() -> CallSoon:
+    """What makes the running event loop call a function soon: the one thing of a loop that other threads, signal
+    handlers and its own callbacks may all call. It never waits.
+    """
+    loop: Any = current_token().native_token
+    soon: CallSoon = loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe
+    return soon
 
 
 @attrs.define(eq=False)
@@ -20,18 +35,31 @@ class Stop:
     _hurried: anyio.Event = attrs.field(factory=anyio.Event, init=False)
     _given_up: anyio.Event = attrs.field(factory=anyio.Event, init=False)
     _scope: CancelScope | None = attrs.field(default=None, init=False)
+    #: whether the worker is to stop; asked before each job starts
+    requested: bool = attrs.field(default=False, init=False)
     #: the event loop that this request belongs to
-    token: EventLoopToken = attrs.field(factory=current_token, init=False)
-
-    @property
-    def requested(self) -> bool:
-        """Whether the worker is to stop."""
-        return self._requested.is_set()
+    _token: EventLoopToken = attrs.field(factory=current_token, init=False)
+    _soon: CallSoon = attrs.field(factory=loop_caller, init=False)
 
     def request(self) -> None:
         """Stop gracefully: claim nothing, let running jobs end within the grace."""
+        self.requested = True
         self._begun.set()
         self._requested.set()
+
+    def request_from_anywhere(self) -> None:
+        """The same, at once from a task of this event loop, and soon from anywhere else: from other threads, from
+        signal handlers, and from callbacks of the loop, where AnyIO finds none.
+        """
+        try:
+            here = current_token()
+        except Exception:  # noqa: BLE001  (no event loop is found; AnyIO's class for it differs between versions)
+            here = None
+        if here == self._token:
+            self.request()
+        else:
+            with suppress(RuntimeError):  # the loop has ended meanwhile, and the worker with it
+                self._soon(self.request)
 
     def hurry(self) -> None:
         """Stop without the grace: cancel the jobs that still run."""

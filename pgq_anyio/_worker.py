@@ -35,6 +35,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 import anyio
+import attrs
 from anyio import CancelScope
 from anyio.abc import TaskGroup, TaskStatus
 
@@ -93,17 +94,29 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
                 ),
                 name="completer",
             )
+            opened = anyio.Event()
             try:
-                async with worker.lifespan() as worker.resources:
-                    try:
-                        with worker.outside_lifespan():
-                            await _run_terms(worker, completion, task_status)
-                    except BaseException:
-                        worker.stop.fail()
-                        raise
+                with CancelScope() as entry:
+                    services.start_soon(_watch_entry, worker, opened, entry, name="lifespan's entry")
+                    async with worker.lifespan() as worker.resources:
+                        opened.set()
+                        try:
+                            with worker.outside_lifespan():
+                                await _run_terms(worker, completion, task_status)
+                        except BaseException:
+                            worker.stop.fail()
+                            raise
             finally:
+                opened.set()
                 shield.limit(FAREWELL)
                 worker.endings.close()
+
+
+async def _watch_entry(worker: Worker, opened: anyio.Event, entry: CancelScope) -> None:
+    """Let a stop end the lifespan's entry, which may wait for something that is away. It goes on if it is open."""
+    await until(opened.wait, worker.stop.wait_requested)
+    if not opened.is_set():
+        entry.cancel()
 
 
 async def _run_terms(worker: Worker, completion: Line, task_status: TaskStatus[None]) -> None:
@@ -152,9 +165,27 @@ async def _start_upkeep(term: Term, keep: _Keep, upkeep: TaskGroup) -> None:
 
 
 async def _run_listener(term: Term, *, task_status: TaskStatus[None]) -> None:
-    """Listen until the lease is lost: a worker that nobody counts as one has nothing to hear."""
-    listen = partial(_guard, term.worker, run_listener, term.ear, task_status=task_status)
+    """Listen until the lease is lost: a worker that nobody counts as one has nothing to hear. It may be lost before
+    anything is heard.
+    """
+    status = _Once(task_status)
+    listen = partial(_guard, term.worker, run_listener, term.ear, task_status=status)
     await until(term.lease.revoked.wait, listen)
+    status.started()
+
+
+@attrs.define(eq=False)
+class _Once(TaskStatus[None]):
+    """Says once that a task has started."""
+
+    _status: TaskStatus[None]
+    _has_started: bool = attrs.field(default=False, init=False)
+
+    def started(self, value: None = None) -> None:
+        """Say so, if nobody has."""
+        if not self._has_started:
+            self._has_started = True
+            self._status.started()
 
 
 async def _run_jobs(term: Term, task_status: TaskStatus[None]) -> None:

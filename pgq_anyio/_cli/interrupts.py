@@ -12,11 +12,12 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import attrs
-from anyio.lowlevel import current_token
+
+from .._stop import loop_caller
 
 #: A shell without job control starts commands in the background with SIGINT ignored (POSIX, "Asynchronous Lists"). Both
 #: stop a worker that is running there, so both are to stop one that is not running yet.
@@ -83,7 +84,7 @@ class Interrupts:
     def cancelling(self) -> Iterator[None]:
         """Cancel the block when a signal comes; inside a running loop, and inside of :meth:`held_back`."""
         scope = anyio.CancelScope()
-        soon = _soon()
+        soon = loop_caller()
         self._cancel = lambda: soon(scope.cancel)
         try:
             with scope:
@@ -106,15 +107,6 @@ class Interrupts:
             raise KeyboardInterrupt
         self.heard = True
         self._cancel()
-
-
-def _soon() -> Callable[[Callable[[], object]], object]:
-    """What makes the running loop call a function soon; the one thing of a loop that a signal handler may call."""
-    loop: Any = current_token().native_token
-    soon: Callable[[Callable[[], object]], object] = (
-        loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe
-    )
-    return soon
 
 
 def _do_nothing() -> None:

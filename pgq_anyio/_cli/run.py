@@ -109,24 +109,25 @@ def run(
         find_database(dsn, os.environ)  # a bad one is told before anything is loaded
     if direct_dsn is not None:
         read_dsn(direct_dsn, "--direct-dsn")
-    service = _Service(
-        target=load_target(target),
-        dsn=dsn,
-        direct_dsn=direct_dsn,
-        schema=schema,
-        settings=settings,
-        migrate=migrate,
-        backend=chosen,
-        invocation=invocation,
-        announce=_print_line if log_format is LogFormat.TEXT else logger.info,
-        show_progress=drain and log_format is LogFormat.TEXT and sys.stderr.isatty(),
-    )
-    interrupts = Interrupts()
+    interrupts, ready = Interrupts(), _Ready()
     try:
         with interrupts.handled():
+            service = _Service(
+                target=load_target(target),  # which may import for long
+                dsn=dsn,
+                direct_dsn=direct_dsn,
+                schema=schema,
+                settings=settings,
+                migrate=migrate,
+                backend=chosen,
+                invocation=invocation,
+                announce=_print_line if log_format is LogFormat.TEXT else logger.info,
+                show_progress=drain and log_format is LogFormat.TEXT and sys.stderr.isatty(),
+                ready=ready,
+            )
             run_on(chosen, service.serve, interrupts)
     except KeyboardInterrupt:
-        logger.info("stopped" if service.ready.is_set else "stopped before the worker was running")
+        logger.info("stopped" if ready.is_set else "stopped before the worker was running")
 
 
 @attrs.define(eq=False)
@@ -155,7 +156,7 @@ class _Service:
     invocation: Invocation
     announce: Callable[[str], None]
     show_progress: bool
-    ready: _Ready = attrs.field(factory=_Ready, init=False)
+    ready: _Ready
 
     async def serve(self) -> None:
         """Open the app and run its worker, in this task."""
@@ -170,7 +171,7 @@ class _Service:
                 await show_draining(app, run)
             else:
                 await run()
-        logger.info("stopped" if self.settings.mode == "continuous" else "nothing is left to do")
+        logger.info("stopped")
 
 
 def _find_source(app: PgQueuer, *, from_option: bool) -> DatabaseSource:

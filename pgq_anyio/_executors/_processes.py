@@ -52,6 +52,11 @@ class ProcessExecutor(AbstractEntrypointExecutor):
         A job that waits too long for a child is given back: another worker may have one. A run of a schedule is not.
         """
         tools = context.tools
+        if tools.process_pool is None:
+            raise ConfigurationError(
+                f"the executor of {self.parameters.name!r} uses a ProcessExecutor, but the worker does not know it: "
+                "say kind = ProcessExecutor.kind in its class"
+            )
         context.follow_process()
         return await tools.process_pool.run(
             self._target,

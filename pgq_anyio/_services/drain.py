@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -14,6 +15,8 @@ from .._db.retrying import PATIENCE
 from .._doorbell import Doorbell
 from .._store._sql import Store
 from .._store.worker import has_pending
+
+logger = logging.getLogger("pgq_anyio.drain")
 
 #: Pause between looks while others, or the clock, still have what we wait for (in seconds).
 PAUSE: Final = 0.25
@@ -39,6 +42,7 @@ async def run_drain(drain: Drain) -> None:
         partial(_pending, drain), what="looking for jobs that are left", patience=PATIENCE
     ):
         await drain.bell.wait(PAUSE)
+    logger.info("nothing is left to do")
     drain.on_drained()
 
 

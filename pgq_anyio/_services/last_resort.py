@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -27,6 +30,8 @@ logger = logging.getLogger("pgq_anyio.last_resort")
 #: How long the last outcomes and the last words to the database may take (in seconds), each.
 LAST_OUTCOMES: Final = 0.4
 LAST_WORDS: Final = 0.4
+#: How long what was printed may take to be written (in seconds).
+LAST_PRINTS: Final = 0.2
 #: How long the rest may take once it is hurried and no handler runs any more (in seconds): the farewell and the last
 #: outcomes, which have bounds of their own, and the exit of the lifespan, which has none.
 REST: Final = 10.0
@@ -76,7 +81,7 @@ async def leave_behind(resort: LastResort) -> None:
             run.context.stack() or "(its stack is in another process)",
         )
     if not running:
-        logger.error("no job runs any more, but the worker does not end: does the exit of its lifespan hang?")
+        logger.error("no job runs any more, but the worker does not end: does its lifespan hang while it closes?")
     with anyio.move_on_after(LAST_OUTCOMES, shield=True):
         await resort.endings.wait_stored()
     with anyio.move_on_after(LAST_WORDS, shield=True):
@@ -90,4 +95,20 @@ async def leave_behind(resort: LastResort) -> None:
                 exc_info=logger.isEnabledFor(logging.DEBUG),
             )
     logging.shutdown()
+    _flush()
     resort.exit(1)
+
+
+def _flush() -> None:
+    """Write out what handlers have printed: a pipe gets it in blocks, and this end of the process writes none. It has a
+    moment, for the other end may not be read.
+    """
+
+    def flush() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+
+    flushing = threading.Thread(target=flush, daemon=True)
+    flushing.start()
+    flushing.join(LAST_PRINTS)

@@ -50,6 +50,7 @@ from .._db.task import cancel_requests, rename_current_task
 from .._holdings import Holdings, Run
 from .._registry import HandlerKind
 from .._remainder import Remainder
+from .._stop import Stop
 
 #: After this long without waiting a slot gives other tasks their turn (in seconds).
 TURN: Final = 0.005
@@ -72,6 +73,8 @@ class Slots:
     run_job: Callable[[Run, CancelScope, InnerScopes, bool], Coroutine[Any, Any, None]]
     #: whether no job may start any more, because a scope around all of them was cancelled
     is_over: Callable[[], bool]
+    #: none starts either once this is requested, which a handler may do: what waits is given back a moment later
+    stop: Stop
     #: called with jobs that waited for a slot in vain, in their order
     on_late: Callable[[Sequence[Run]], None]
     _waiting: deque[Run] = attrs.field(factory=deque, init=False)
@@ -129,7 +132,9 @@ class Slots:
     def _wants_taker(self) -> bool:
         """Whether there is a job, and a slot for it, that nobody is about to take."""
         takers = self._takers
-        return takers < self._most_takers and takers < len(self._waiting) and takers < self.holdings.free_slots
+        if takers >= self._most_takers or takers >= len(self._waiting) or self.stop.requested:
+            return False
+        return takers < self.holdings.free_slots
 
     def give_back(self) -> None:
         """Give up on all jobs that have not started, and start no further ones."""
@@ -184,7 +189,7 @@ class Slots:
 
     async def _run_alone(self, run: Run) -> None:
         with CancelScope() as scope:
-            await self.run_job(run, scope, watch_inner_scopes(), self.is_over())
+            await self.run_job(run, scope, watch_inner_scopes(), self.stop.requested or self.is_over())
 
     async def _serve(self) -> None:
         count_cancels = cancel_requests()
@@ -237,7 +242,7 @@ class Slots:
         """Make the first steps of jobs, up to one that waits; what is left of it, or ``None`` if there are no more."""
         began_at = time.monotonic()
         is_over = self.is_over()
-        while self._waiting and self.holdings.free_slots > 0:
+        while self._waiting and self.holdings.free_slots > 0 and not self.stop.requested:
             run = self._take()
             if not _shares_a_task(run):
                 self._start_alone(run)

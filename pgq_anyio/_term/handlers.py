@@ -53,6 +53,7 @@ class Handlers:
             self.term.holdings,
             partial(run_job, end=self._end_job),
             lambda: outer.reason() is not None,
+            self.term.worker.stop,
             self._give_back,
         )
 

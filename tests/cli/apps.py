@@ -143,6 +143,34 @@ def slow_to_close() -> PgQueuer:
     return _closing_in(2)
 
 
+def never_open() -> PgQueuer:
+    """A lifespan that waits for something that does not come."""
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        print("opening", flush=True)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            print("given up", flush=True)
+        yield
+
+    return PgQueuer(lifespan=lifespan)
+
+
+def printing() -> PgQueuer:
+    """A handler that has printed something, which waits in a buffer, and ends when the process does."""
+    app = PgQueuer()
+
+    @app.entrypoint("print")
+    def write(job: Job) -> None:
+        print("printed", job.id)
+        worker_apps.log(job.id, "start")
+        time.sleep(3600)
+
+    return app
+
+
 def broken() -> PgQueuer:
     """A lifespan that raises."""
 

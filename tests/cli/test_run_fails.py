@@ -134,7 +134,7 @@ def test_signals_are_heard_while_a_lifespan_ends(commands: Commands, fleet: Flee
         worker.signal(signal.SIGTERM)
         worker.wait_said(said)
     assert worker.wait() == 1
-    assert "does the exit of its lifespan hang?" in worker.output
+    assert "does its lifespan hang while it closes?" in worker.output
     assert fleet.value("select count(*) from {schema}.worker") == 0
 
 
@@ -159,4 +159,4 @@ def test_a_lifespan_that_hangs_after_an_error(commands: Commands, fleet: Fleet, 
         worker.wait_said("closing")
         assert worker.wait(40) == 1
     assert time.monotonic() - failed_at > 2, "the farewell and the lifespan were given no time"
-    assert "does the exit of its lifespan hang?" in worker.output
+    assert "does its lifespan hang while it closes?" in worker.output

@@ -237,6 +237,55 @@ def test_signal_before_the_start(
 
 
 @pytest.mark.promise(34)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_while_the_app_is_imported(commands: Commands, fleet: Fleet, number: signal.Signals) -> None:
+    """Modules may take long to import. A container's first process would not even be ended by a signal that it does not
+    handle.
+    """
+    (commands.directory / "slow.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+    with inherited(signal.SIGINT, signal.default_int_handler):
+        worker = commands.start("run", "slow:app", environment=commands.environment(fleet.schema))
+    worker.wait_said("importing")
+    worker.signal(number)
+    assert worker.wait() == 0
+    assert worker.output.splitlines()[-1].endswith("stopped before the worker was running")
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_while_the_lifespan_opens(
+    commands: Commands, fleet: Fleet, loop: list[str], number: signal.Signals, within: Within
+) -> None:
+    """Nothing runs yet: the first signal is enough."""
+    options = [f"--dsn={commands.dsn}", f"--schema={fleet.schema}", *loop]
+    environment = commands.environment(fleet.schema)
+    with inherited(signal.SIGINT, signal.default_int_handler):
+        worker = commands.start("run", "tests.cli.apps:never_open", *options, environment=environment)
+    worker.wait_said("opening")
+    sent_at = time.monotonic()
+    worker.signal(number)
+    assert worker.wait() == 0
+    assert time.monotonic() - sent_at < within(1.0, SLOW)
+    assert "given up" in worker.output
+    assert leftovers(fleet) == 0
+
+
+@pytest.mark.promise(35)
+def test_what_was_printed_is_written_before_a_handler_is_left_behind(commands: Commands, fleet: Fleet) -> None:
+    """Into a pipe Python writes in blocks; nothing that handlers have printed is lost."""
+    options = ["--shutdown-grace=0", "--cancel-grace=0", f"--dsn={commands.dsn}", f"--schema={fleet.schema}"]
+    environment = {**commands.environment(fleet.schema), "PYTHONUNBUFFERED": ""}
+    worker = commands.start("run", "tests.cli.apps:printing", *options, environment=environment)
+    worker.wait_said("ready: registered and listening")
+    (job,) = fleet.enqueue("print")
+    wait_until(lambda: started(fleet, job))
+    assert "printed" not in worker.output
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 1
+    assert f"printed {job}" in worker.output
+
+
+@pytest.mark.promise(34)
 def test_a_closed_terminal_is_one_signal(commands: Commands, fleet: Fleet, loop: list[str]) -> None:
     """Its shell tells of it, and then the kernel: the grace is not skipped."""
     with inherited(signal.SIGHUP, signal.SIG_DFL):
@@ -274,6 +323,14 @@ def test_drain(commands: Commands, fleet: Fleet, loop: list[str], within: Within
     assert stayed < within(1.0, SLOW)
     assert ["successful"] * 21 == [fleet.status(job_id) for job_id in ids]
     assert "nothing is left to do" in worker.output
+    # One that is stopped by a signal does not say so.
+    fleet.rows("select {schema}.enqueue('again', execute_after => '1 hour')")
+    worker = commands.start_worker(fleet.schema, *loop, "--drain", target="tests.cli.apps:retrying")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert "stopped" in worker.output
+    assert "nothing is left to do" not in worker.output
+    fleet.rows("delete from {schema}.deferred")
     code, output = commands.run(
         "run",
         "tests.cli.apps:retrying",

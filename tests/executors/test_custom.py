@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pgq_anyio import (
     ProcessExecutor,
     PsycopgDriver,
     Queries,
+    RetryWithBackoffEntrypointExecutor,
     Schedule,
     current_context,
 )
@@ -48,6 +50,23 @@ class Notifier(AbstractEntrypointExecutor):
         assert context is current_context()
         if isinstance(job, Job) and job.payload == b"bad":
             raise ConnectionError(f"{self.channel} is closed")
+
+
+class Wrapping(AbstractEntrypointExecutor):
+    """Hands the job on to one for processes."""
+
+    def __init__(self, parameters: ExecutorParameters) -> None:
+        super().__init__(parameters)
+        self.inner = ProcessExecutor(parameters)
+
+    async def execute(self, job: Any, context: Context) -> object:
+        return await self.inner.execute(job, context)
+
+
+class Telling(Wrapping):
+    """As above, and tells the worker."""
+
+    kind = ProcessExecutor.kind
 
 
 class Patient(AbstractEntrypointExecutor):
@@ -218,3 +237,49 @@ async def test_a_process_that_is_killed_is_named(
                         await anyio.sleep(0.01)
     said = [record.getMessage() for record in caplog.records if record.name == "pgq_anyio.processes"]
     assert [f"the process of job {job_id} of 'stubborn' still runs 0.2 s after SIGTERM (user): it is killed"] == said
+
+
+@pytest.mark.promise(49)
+@pytest.mark.parametrize("executor", [Wrapping, Telling])
+async def test_an_executor_that_hands_on_to_a_process(
+    dsn: str, schema: str, tmp_path: Path, executor: type[Wrapping]
+) -> None:
+    """It says of what kind it is, or the job's error says that it has to."""
+    app = PgQueuer(dsn, schema=schema)
+    app.entrypoint("write", executor_factory=executor)(write_pid_of_a_job)
+    path = tmp_path / "pid"
+    async with PsycopgDriver(dsn) as driver:
+        queries = Queries(driver, schema=schema)
+        (job_id,) = await queries.enqueue("write", str(path).encode())
+        with anyio.fail_after(30):
+            await drain(app)
+        record = await queries.get_job(job_id)
+    assert record is not None
+    if executor is Telling:
+        assert (JobStatus.SUCCESSFUL, True) == (record.status, path.exists())
+    else:
+        assert (JobStatus.FAILED, False) == (record.status, path.exists())
+        assert "say kind = ProcessExecutor.kind in its class" in record.errors[0].message
+
+
+@pytest.mark.promise(29, 40)
+@pytest.mark.parametrize("retried", [False, True])
+async def test_a_sync_handler_that_gives_a_coroutine_has_failed(dsn: str, schema: str, retried: bool) -> None:
+    """Nobody awaits it: the work is not done, and the error says how to have it done."""
+    app = PgQueuer(dsn, schema=schema)
+    ran: list[Job] = []
+
+    async def fetch(job: Job) -> None:
+        ran.append(job)
+
+    factory = partial(RetryWithBackoffEntrypointExecutor, max_attempts=1) if retried else None
+    app.entrypoint("fetch", executor_factory=factory)(lambda job: fetch(job))  # noqa: PLW0108  (the point of the test)
+    async with PsycopgDriver(dsn) as driver:
+        queries = Queries(driver, schema=schema)
+        (job_id,) = await queries.enqueue("fetch")
+        with anyio.fail_after(20):
+            await drain(app)
+        record = await queries.get_job(job_id)
+    assert record is not None
+    assert (JobStatus.FAILED, []) == (record.status, ran)
+    assert "the handler of 'fetch' is no async function, but gave a coroutine" in record.errors[0].message

@@ -14,7 +14,10 @@ from anyio.abc import TaskGroup
 from pgq_anyio import AbstractEntrypointExecutor, Context, Job, JobStatus, PgQueuer, Queries
 from pgq_anyio._db import Connection
 from pgq_anyio._models import JobId
+from pgq_anyio._store import limiter
 from pgq_anyio._store._sql import Store
+from pgq_anyio._term import registration
+from pgq_anyio.testing import running_worker
 from tests.store.scenes import rows
 from tests.worker.proxy import Proxy
 from tests.worker.test_cancel import wait_status
@@ -214,3 +217,27 @@ async def test_a_claim_that_the_server_has_forgotten(
             handler.app.stop()
     assert events == [event for _, event in handler.notes]
     assert [(job_id, 1)] == await rows(conn, store, "select job_id, attempt from {schema}.finished")
+
+
+async def test_a_worker_that_is_declared_dead_before_it_listens(
+    app: PgQueuer, queries: Queries, conn: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was slow to register, and no deadline bounds that: it registers anew, and goes on."""
+    define, buried = limiter.define_limits, False
+
+    async def be_buried(*args: Any, **kwargs: Any) -> Any:
+        nonlocal buried
+        if not buried:
+            buried = True
+            await rows(conn, Store(app.schema), "delete from {schema}.worker")
+        return await define(*args, **kwargs)
+
+    monkeypatch.setattr(registration, "define_limits", be_buried)
+    handler = Handler(app)
+    handler.may_end.set()
+    (job_id,) = await queries.enqueue("work")
+    with caplog.at_level(logging.WARNING, "pgq_anyio"):
+        async with running_worker(app, lease=LEASE, on_lease_lost="continue"):
+            await wait_status(queries, job_id, JobStatus.SUCCESSFUL)
+    assert buried
+    assert "registering anew" in caplog.text

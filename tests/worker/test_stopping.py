@@ -18,6 +18,7 @@ from pgq_anyio import (
     ConfigurationError,
     Context,
     Job,
+    JobId,
     JobStatus,
     PgQueuer,
     PsycopgDriver,
@@ -397,6 +398,55 @@ async def test_an_error_in_the_lifespan_reaches_the_caller(dsn: str, schema: str
     app = PgQueuer(dsn, schema=schema, lifespan=lifespan)
     with pytest.raises(KeyError, match="missing"):
         await app.run()
+
+
+@pytest.mark.promise(34)
+async def test_a_stop_ends_the_entry_of_a_lifespan(dsn: str, schema: str) -> None:
+    """It waits for something that is away: nothing runs yet, so the stop is a clean one."""
+    entered, left = anyio.Event(), anyio.Event()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        entered.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            left.set()
+        yield
+
+    app = PgQueuer(dsn, schema=schema, lifespan=lifespan)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app.run)
+            await entered.wait()
+            app.stop()
+    assert left.is_set()
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("options", [{}, {"own_task": True}, {"requests_per_second": 1e5}], ids=str)
+async def test_nothing_starts_after_a_handler_has_asked_for_the_stop(
+    app: PgQueuer, queries: Queries, waits: bool, options: dict[str, Any]
+) -> None:
+    """Of the jobs that were claimed together with its own, none does; they are back in the queue, unspent."""
+    ran: list[JobId] = []
+
+    @app.entrypoint("fetch", **options)
+    async def fetch(job: Job) -> None:
+        ran.append(job.id)
+        if len(ran) == 3:
+            app.stop()
+        if waits:
+            await anyio.sleep(0.01)
+
+    ids = await queries.enqueue(["fetch"] * 60)
+    with anyio.fail_after(20):
+        await app.run()
+    assert 3 == len(ran)
+    states = await queries.job_status(ids)
+    assert set(ran) == {job_id for job_id, status in states.items() if status is JobStatus.SUCCESSFUL}
+    assert 57 == [*states.values()].count(JobStatus.QUEUED)
 
 
 async def _awaited() -> object: ...
