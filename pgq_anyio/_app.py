@@ -332,7 +332,7 @@ class PgQueuer:
                 finally:
                     self._worker = None  # before its driver is closed
         except BaseExceptionGroup as group:
-            leaf = first_leaf(group)
+            leaf = first_leaf(group, cancelled=anyio.get_cancelled_exc_class())
             raise leaf from leaf.__cause__
         finally:
             self._stop = None

@@ -25,6 +25,8 @@ logger = logging.getLogger("pgq_anyio")
 
 #: How long an embedded server may take to stop (in seconds) before it is left to its guardian.
 STOP_TIMEOUT = 15.0
+#: How long to wait for a connection of a driver that others use, too (in seconds): perhaps they wait for this worker.
+PATIENCE = 30.0
 
 
 @asynccontextmanager
@@ -66,9 +68,9 @@ async def open_database(
             driver = await stack.enter_async_context(PsycopgDriver(conninfo, direct_conninfo=direct))
             migrate_first = migrate_first or found.is_embedded
         if migrate_first:
-            async with driver.connection() as conn:
+            async with driver.connection(PATIENCE) as conn:
                 await migrate(conn, store.schema)
-        async with driver.connection() as conn:
+        async with driver.connection(PATIENCE) as conn:
             await check_schema(conn, store)
         yield driver
 

@@ -80,9 +80,18 @@ def in_a_line(error: BaseException) -> str:
     return f"{name}: {message}" if message else name
 
 
-def first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group, with the others as notes: users see the cause, never the group around it."""
-    first, *others = leaves(group)
+def first_leaf(
+    group: BaseExceptionGroup[BaseException], *, cancelled: type[BaseException] | None = None
+) -> BaseException:
+    """The first error of a group, with the others as notes: users see the cause, never the group around it.
+
+    :param cancelled: what a cancellation raises, if the group may hold some. An error goes before these: the scope that
+        was cancelled would take it with them.
+    """
+    found = list(leaves(group))
+    if cancelled is not None:
+        found = [leaf for leaf in found if not isinstance(leaf, cancelled)] or found
+    first, *others = found
     for other in others:
         first.add_note(f"at the same time: {type(other).__name__}: {other}")
     return first

@@ -94,9 +94,9 @@ async def run_worker(worker: Worker, *, task_status: TaskStatus[None] = anyio.TA
                 ),
                 name="completer",
             )
-            opened = anyio.Event()
+            opened, entry = anyio.Event(), CancelScope()
             try:
-                with CancelScope() as entry:
+                with entry:
                     services.start_soon(_watch_entry, worker, opened, entry, name="lifespan's entry")
                     async with worker.lifespan() as worker.resources:
                         opened.set()

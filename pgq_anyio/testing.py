@@ -38,6 +38,7 @@ from ._executors import ProcessPool
 from ._models import Job, JobId
 from ._registry import Executor, HandlerKind
 from ._services.runner import call_handler
+from ._settings import read_dsn
 from ._store._sql import Store
 from ._store.migrations import migrate_sync
 
@@ -71,12 +72,13 @@ def temporary_schema(dsn: str, name: str | None = None) -> Iterator[str]:
     :param name: the name of the schema, which must not exist yet. Defaults to a fresh one.
     :return: a context manager that gives the name, for ``PgQueuer(dsn, schema=name)`` and ``Queries(driver,
         schema=name)``
-    :raises ConfigurationError: if the name cannot be used
+    :raises ConfigurationError: if the name or the DSN cannot be used
     :raises psycopg.errors.DuplicateSchema: if there is such a schema
     :raises psycopg.errors.LockNotAvailable: when the block ends, if a transaction in the schema is still open
     """
     schema = Store(name or f"test_{secrets.token_hex(8)}").schema
     identifier = sql.Identifier(schema)
+    dsn = read_dsn(dsn, "dsn")
     with connect_blocking(dsn) as connection:
         connection.execute(sql.SQL("create schema {}").format(identifier))
         try:
@@ -104,7 +106,7 @@ async def running_worker(app: PgQueuer, **options: Any) -> AsyncIterator[PgQueue
             yield app
             app.stop()
     except BaseExceptionGroup as group:
-        raise first_leaf(group) from None
+        raise first_leaf(group, cancelled=anyio.get_cancelled_exc_class()) from None
 
 
 async def drain(app: PgQueuer, **options: Any) -> None:

@@ -62,6 +62,8 @@ def load_target(name: str) -> Target:
             value = getattr(value, attribute)
         except AttributeError:
             raise AppLoadError(_say_missing_attribute(name, value, walked, attribute)) from None
+        except (Exception, SystemExit) as error:  # of a module that imports on demand (PEP 562), say
+            raise _failed(name, error) from error
         walked += f"{'.' if ':' in walked else ':'}{attribute}"
     if isinstance(value, ModuleType):
         raise AppLoadError(_say_module(name, value))
@@ -95,7 +97,11 @@ def _import_longest(name: str) -> tuple[ModuleType, list[str]]:
     module = _import(name, parts[0])
     for length in range(2, len(parts) + 1):
         module_name = ".".join(parts[:length])
-        if hasattr(module, parts[length - 1]) and module_name not in sys.modules:
+        try:
+            is_attribute = hasattr(module, parts[length - 1])
+        except (Exception, SystemExit) as error:
+            raise _failed(name, error) from error
+        if is_attribute and module_name not in sys.modules:
             return module, parts[length - 1 :]  # an attribute of the package beats a module of that name
         if not hasattr(module, "__path__") or importlib.util.find_spec(module_name) is None:
             return module, parts[length - 1 :]
@@ -214,7 +220,7 @@ def _check_arguments(target: Target) -> None:
         ) from None
 
 
-def _failed(name: str, error: Exception) -> AppLoadError:
+def _failed(name: str, error: BaseException) -> AppLoadError:
     return AppLoadError(f"{name!r} failed: {_in_one_line(error)}{_place(error)}")
 
 

@@ -74,7 +74,9 @@ def cancel(
     which += f" that are older than {filters['older_than']}" if older_than is not None else ""
     _confirm(f"cancel {which} in the schema {schema!r}", yes)
     with open_queries(ctx, dsn, schema) as queries:
-        _tell([], queries.mark_job_as_cancelled(reason=reason, **filters))
+        matching = queries.mark_job_as_cancelled(reason=reason, **filters)
+    _print_ids(matching)
+    _tell([], matching)
 
 
 def requeue(
@@ -122,7 +124,9 @@ def requeue(
     which += f"{' and' if after is not None else ' that ended'} before {before}" if before is not None else ""
     _confirm(f"requeue {which} in the schema {schema!r}", yes)
     with open_queries(ctx, dsn, schema) as queries:
-        _tell([], queries.requeue(**filters))
+        matching = queries.requeue(**filters)
+    _print_ids(matching)
+    _tell([], matching)
 
 
 def _confirm(what: str, yes: bool) -> None:
@@ -142,13 +146,20 @@ def _in_chunks(what: str, wanted: list[int], act: Callable[[list[JobId]], list[J
     with progress(what, len(wanted)) as done:
         for start in range(0, len(wanted), CHUNK):
             chunk = [JobId(number) for number in wanted[start : start + CHUNK]]
-            affected += act(chunk)
+            ended = act(chunk)
+            _print_ids(ended)  # at once: the next chunk may fail
+            affected += ended
             done(len(chunk))
     return affected
 
 
+def _print_ids(ids: list[JobId]) -> None:
+    sys.stdout.write("".join(f"{job_id}\n" for job_id in ids))
+    sys.stdout.flush()
+
+
 def _tell(wanted: list[int], affected: list[JobId], otherwise: str = "") -> None:
-    sys.stdout.write("".join(f"{job_id}\n" for job_id in affected))
+    """Say of how many jobs nothing became, after the others have been printed."""
     others = len(set(wanted)) - len(set(affected))
     if others > 0:
         sys.stderr.write(f"{counted(others, 'job')} {otherwise}, or {'is' if others == 1 else 'are'} unknown\n")

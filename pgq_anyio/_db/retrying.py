@@ -26,6 +26,7 @@ _TRANSIENT: Final = frozenset({
     "25006",  # read-only transaction: a failover is under way
     "25P03", "25P04",  # idle in transaction, transaction timeout
     "40001", "40003", "40P01",  # serialization failure, unknown completion, deadlock
+    "54000",  # a full queue of notifications; no transaction ids before the next VACUUM
     "55006", "55P03",  # object in use, lock timeout
     "57014",  # statement timeout, or canceled by an operator
     "57P01", "57P02", "57P03", "57P05",  # shutdown, crash, starting up, idle session

@@ -137,9 +137,14 @@ class Prepared:
         if conn.transaction_settings is not None:
             written = self._dump(values)
             return (await exchange(conn, lambda: self.send(conn.pgconn, written), 1, with_settings=True))[0]
-        self.send(conn.pgconn, self._dump(values))
-        results: list[PGresult] = await conn.wait(generators.execute(conn.pgconn))
+        results: list[PGresult] = await conn.wait(self._steps(conn.pgconn, self._dump(values)))
         return find_failure(results) or results[0]
+
+    def _steps(self, pgconn: PGconn, written: Sequence[Buffer | None]) -> PQGen[list[PGresult]]:
+        """Sent in here, and so not before it is known that this process and this task may use the connection."""
+        self.send(pgconn, written)
+        results: list[PGresult] = yield from generators.execute(pgconn)
+        return results
 
     def load(self, result: PGresult) -> list[tuple[Any, ...]]:
         """Read the rows of a result."""

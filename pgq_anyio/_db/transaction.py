@@ -22,7 +22,8 @@ class Transaction(AsyncTransaction):
     """A transaction or savepoint.
 
     - An interrupted BEGIN or SAVEPOINT is rolled back at once, shielded: the block is never entered.
-    - COMMIT is waited for, and never cancelled on the server.
+    - COMMIT is waited for, and never cancelled on the server. A block in which nothing is left to be committed ends
+      with an error, also if somebody has swallowed that of the statement: ``move_on_after`` does.
     - ROLLBACK is shielded. If it takes longer than the connection's ``cleanup_timeout`` the connection is closed, which
       rolls back too.
     """
@@ -46,11 +47,20 @@ class Transaction(AsyncTransaction):
         conn = cast("Connection", self._conn)
         if self.pgconn.status != pq.ConnStatus.OK:
             self.status = self.Status.FAILED
+            if exc_val is None and not self.force_rollback:
+                raise errors.OperationalError("the connection was closed inside of the block: nothing was committed")
             return False
         await conn.acquire_for_cleanup()  # noqa: ASYNC102  (as above)
         try:
             if exc_val is not None:
                 return await self._roll_back(conn, exc_val)  # noqa: ASYNC102  (as above)
+            if self.pgconn.transaction_status == pq.TransactionStatus.INERROR and not self.force_rollback:
+                # To a COMMIT the server would answer with a ROLLBACK, and nobody would look.
+                failed = errors.InFailedSqlTransaction(
+                    "a statement inside of the block has failed or was cancelled: nothing of the block is committed"
+                )
+                await self._roll_back(conn, failed)  # noqa: ASYNC102  (as above)
+                raise failed
             with conn.interrupted_by(Interruption.FINISH):
                 return await conn.wait(_private.exit_steps(self, None))  # noqa: ASYNC102  (COMMIT is waited for, see Interruption)
         finally:

@@ -86,10 +86,20 @@ def identity(account: Account | None) -> Identity:
 
 
 def can_reach(account: Account | None, path: Path) -> bool:
-    """Whether the account gets through to a directory or a program. The kernel is asked, so that ACLs count too."""
+    """Whether the account gets through to a directory or a program. The kernel is asked, so that ACLs count too.
+
+    :raises ConfigurationError: if the system does not let root run anything as this account (a container without
+        CAP_SETUID)
+    """
     if account is None:
         return os.access(path, os.X_OK)
-    done = subprocess.run(["test", "-x", str(path)], check=False, cwd="/", **identity(account))
+    try:
+        done = subprocess.run(["test", "-x", str(path)], check=False, cwd="/", **identity(account))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot run anything as the account {account.name!r} ({error.strerror}), and PostgreSQL does not run as "
+            "root: start this as an ordinary user, or name a database with --dsn or PGQ_ANYIO_DSN"
+        ) from error
     return done.returncode == 0
 
 

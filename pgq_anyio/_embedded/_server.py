@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import attrs
 
@@ -212,7 +212,14 @@ class EmbeddedServer:
         }
         package = Path(__file__).resolve().parent.parent
         inherited = {name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "COVERAGE"))}
-        command = [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), str(package), json.dumps(arguments)]
+        command = [
+            sys.executable,
+            "-c",
+            _BOOTSTRAP,
+            json.dumps(_places_of_modules()),
+            str(package),
+            json.dumps(arguments),
+        ]
         with os.fdopen(os.open(room / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             started = subprocess.Popen(
                 command,
@@ -283,12 +290,20 @@ def _wait_stopped(room: Path) -> None:
         return  # leaving never fails: who comes next tries again and says so
 
 
+def _places_of_modules() -> list[str]:
+    """Where modules are looked for; what is no text in there, such as a Path, Python passes by, too."""
+    places = cast("list[object]", sys.path)
+    return [place for place in places if isinstance(place, str)]
+
+
 def _read_line(fd: int, timeout: float) -> bytes:
     """Read until the end of the line or of the stream."""
     deadline = time.monotonic() + timeout
+    poll = select.poll()  # select() refuses descriptors from 1,024 on
+    poll.register(fd, select.POLLIN)
     read = b""
     while not read.endswith(b"\n"):
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
         part = os.read(fd, 4096) if ready else b""
         if not part:
             break

@@ -20,7 +20,7 @@ from typing import Final
 import anyio
 import attrs
 from anyio.abc import TaskStatus
-from psycopg import OperationalError, sql
+from psycopg import Error, OperationalError, sql
 
 from .._db import Connection, is_transient, retrying
 from .._db.line import Line
@@ -78,8 +78,9 @@ async def run_listener(ear: Ear, *, task_status: TaskStatus[None] = anyio.TASK_S
         try:
             try:
                 conn = await open_once(ear, LISTEN_TIMEOUT if started else PATIENCE)
-            except OperationalError as error:
-                # Work does not wait for what it does not depend on.
+            except Error as error:
+                # Work does not wait for what it does not depend on, such as a way around the pooler that leads to a
+                # server which is a standby now: that is an InternalError.
                 if not started and is_transient(error):
                     started = True
                     task_status.started()

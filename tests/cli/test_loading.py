@@ -218,3 +218,13 @@ async def test_a_failure_of_user_code_keeps_its_cause(write_module: Write) -> No
     with pytest.raises(AppLoadError) as misspelt:
         await schema_of(f"{module}:ap")
     assert misspelt.value.__cause__ is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("separator", [":", "."])
+async def test_an_attribute_that_cannot_be_looked_up(write_module: Write, separator: str) -> None:
+    """A module that imports on demand, and lacks something."""
+    module = write_module("def __getattr__(name):\n    if name == 'app':\n        import no_such_module")
+    with pytest.raises(AppLoadError, match="failed: ModuleNotFoundError: No module named 'no_such_module'") as failed:
+        await schema_of(f"{module}{separator}app")
+    assert isinstance(failed.value.__cause__, ModuleNotFoundError)

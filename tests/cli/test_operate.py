@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pgq_anyio._cli import operate
 from tests.cli.test_commands import Invoke, invoke, printed_ids
 from tests.worker.fleet import Fleet
 
@@ -99,3 +100,21 @@ def test_misuse(invoke: Invoke, fleet: Fleet, arguments: list[str], told: str) -
     assert (2, "") == (refused.exit_code, refused.stdout)
     assert told in refused.stderr
     assert 1 == fleet.value("select count(*) from {schema}.queued")
+
+
+def test_ids_are_printed_as_far_as_it_came(invoke: Invoke, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many go into several calls. What the first has cancelled is cancelled, whatever becomes of the second."""
+    monkeypatch.setattr(operate, "CHUNK", 2)
+    ids = [str(job_id) for job_id in fleet.enqueue("fetch", times=3)]
+    fleet.rows(
+        "create function {schema}.refuse() returns trigger language plpgsql as 'begin raise exception ''no more''; end'"
+    )
+    fleet.rows(
+        "create trigger refuse before delete on {schema}.queued for each row when (old.job_id = "
+        + ids[2]
+        + ") execute function {schema}.refuse()"
+    )
+    cancelled = invoke("cancel", *ids)
+    assert 1 == cancelled.exit_code
+    assert ids[:2] == cancelled.stdout.split()
+    assert "no more" in cancelled.stderr

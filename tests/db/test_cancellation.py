@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
@@ -292,6 +293,47 @@ async def test_an_error_in_a_cancelled_transaction_is_not_lost(conn: Connection)
     assert raised is not None
     assert pq.TransactionStatus.IDLE == conn.pgconn.transaction_status
     assert not conn.closed
+
+
+async def insert_and_give_up(conn: Connection) -> None:
+    """A statement of the block is cancelled, and nobody hears of it."""
+    async with conn.transaction():
+        await conn.execute("insert into t values (1)")
+        with anyio.move_on_after(0.02):
+            await conn.execute("select pg_sleep(60)")
+
+
+async def insert_and_fail(conn: Connection) -> None:
+    """A statement of the block fails, and its error is swallowed."""
+    async with conn.transaction():
+        await conn.execute("insert into t values (1)")
+        with contextlib.suppress(psycopg.errors.DivisionByZero):
+            await conn.execute("select 1 / 0")
+
+
+async def insert_and_lose(conn: Connection) -> None:
+    """The connection is closed in the block."""
+    async with conn.transaction():
+        await conn.execute("insert into t values (1)")
+        conn.abort()
+
+
+async def test_a_block_of_which_nothing_is_left_ends_with_an_error(dsn: str) -> None:
+    """Or its user would believe that it was committed."""
+    conn = await fresh(dsn)
+    for work in (insert_and_give_up, insert_and_fail):
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="nothing of the block is committed"):
+            await work(conn)
+    async with conn.transaction():
+        await conn.execute("insert into t values (2)")
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):  # it goes back to the savepoint
+            await insert_and_fail(conn)
+    async with conn.transaction(force_rollback=True):
+        with contextlib.suppress(psycopg.errors.DivisionByZero):
+            await conn.execute("select 1 / 0")
+    assert [(1,)] == await COUNT.fetch(conn)
+    with pytest.raises(psycopg.OperationalError, match="closed inside of the block: nothing was committed"):
+        await insert_and_lose(conn)
 
 
 async def test_a_lost_cancellation_never_hits_the_next_statement(dsn: str) -> None:

@@ -328,22 +328,27 @@ async def test_a_silent_host_comes_after_the_others(own_server: OwnServer, monke
 async def test_fork(dsn: str) -> None:
     """A forked child cannot use the connection, and closing it there does not touch the parent's session."""
     conn = await Connection.connect(dsn)
+    await conn.execute("create temporary sequence numbers")
+    number = Statement("number", "select nextval('numbers')")
+    assert [(1,)] == await number.fetch(conn)  # it is prepared now
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # no event loop may run here: only the first step is taken
         try:
-            try:
-                conn.execute("select 1").send(None)
-            except RuntimeError as error:
-                os.write(writer, str(error).encode())
+            for step in (conn.execute("select 1"), number.fetch(conn)):
+                try:
+                    step.send(None)
+                except RuntimeError as error:
+                    os.write(writer, f"{error}\n".encode())
             conn.abort()
         finally:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as said:
-        assert "forked" in said.read()
+        refusals = said.read().splitlines()
+        assert (2, True) == (len(refusals), "forked" in refusals[0])
     os.waitpid(child, 0)  # noqa: ASYNC222  (it has ended)
-    assert [(10,)] == await COUNT.fetch(conn)
+    assert [(2,)] == await number.fetch(conn)
     conn.abort()
 
 

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.anyio
         (errors.CrashShutdown("x"), True),
         (errors.CannotConnectNow("x"), True),
         (errors.TooManyConnections("x"), True),
+        (errors.ProgramLimitExceeded("too many notifications in the NOTIFY queue"), True),
+        (errors.StatementTooComplex("x"), False),
         (errors.SerializationFailure("x"), True),
         (errors.DeadlockDetected("x"), True),
         (errors.ReadOnlySqlTransaction("x"), True),

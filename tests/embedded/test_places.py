@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pgq_anyio._embedded import EmbeddedServer, ServerStartError, _account, _room, _server
-from pgq_anyio._embedded._account import find_account, hand_over, identity
+from pgq_anyio._embedded._account import Account, can_reach, find_account, hand_over, identity
 from pgq_anyio._embedded._room import default_directory, temporary_directory
 from pgq_anyio._errors import ConfigurationError
 from tests.embedded.children import Holder, belongs_to, matching, modes, processes_of, query, wait_until
@@ -369,3 +369,14 @@ def usable(python: str) -> bool:
         capture_output=True,
     )
     return done.returncode == 0
+
+
+def test_root_that_may_not_become_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container without CAP_SETUID: the message says what to do, before anything is made."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("pgq_anyio._embedded._account.subprocess.run", refuse)
+    with pytest.raises(ConfigurationError, match=r"the account 'postgres' \(Operation not permitted\).*ordinary user"):
+        can_reach(Account("postgres", 26, 26), Path("/"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -283,3 +285,19 @@ def test_entered_twice(place: Path) -> None:
 def with_table(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("create table kept as select 42 as answer")
+
+
+def test_whatever_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Path among the places of modules, which Python passes by, and more open files than ``select`` takes."""
+    monkeypatch.syspath_prepend("/nowhere")
+    places: list[object] = sys.path  # type: ignore[assignment]  # the point of the test
+    places.insert(0, Path("/nowhere"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        null = stack.enter_context(Path(os.devnull).open("rb"))
+        for _ in range(1100):
+            stack.callback(os.close, os.dup(null.fileno()))
+        dsn = stack.enter_context(EmbeddedServer(ephemeral=True))
+        assert "1" == query(dsn, "select 1")

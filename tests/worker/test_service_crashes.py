@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -13,9 +14,20 @@ import psycopg
 import pytest
 from anyio.abc import TaskStatus
 
-from pgq_anyio import Context, Job, JobStatus, PgQueuer, Queries, Schedule, _worker
+from pgq_anyio import (
+    Context,
+    Job,
+    JobStatus,
+    PgQueuer,
+    PsycopgDriver,
+    Queries,
+    Schedule,
+    SyncQueries,
+    _database,
+    _worker,
+)
 from pgq_anyio._db import Connection
-from pgq_anyio._services import completer
+from pgq_anyio._services import completer, listener
 from pgq_anyio.testing import running_worker
 
 pytestmark = pytest.mark.anyio
@@ -226,3 +238,68 @@ async def wait_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
     with caplog.at_level(logging.WARNING):
         while text not in caplog.text:  # noqa: ASYNC110  (a log has no events)
             await anyio.sleep(0.01)
+
+
+@pytest.mark.promise(37, 40)
+async def test_an_error_at_the_end_of_a_cancelled_run_is_raised(dsn: str, schema: str) -> None:
+    """And not taken along by the scope that was cancelled, which some loops would have it."""
+    started = anyio.Event()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            raise ZeroDivisionError
+
+    app = PgQueuer(dsn, schema=schema, lifespan=lifespan)
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    with SyncQueries(dsn, schema=schema) as queries:
+        queries.enqueue("fetch")
+    raised: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+
+        async def cancel() -> None:
+            await started.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(cancel)
+        try:
+            await app.run()
+        except ZeroDivisionError as error:
+            raised = error
+    assert raised is not None
+
+
+async def test_a_way_around_the_pooler_that_cannot_be_written_to(
+    app: PgQueuer, queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leads to a server that is a standby now: the worker starts all the same, and finds jobs by polling."""
+
+    async def refuse(*args: Any) -> None:
+        raise psycopg.errors.ReadOnlySqlTransaction("cannot execute LISTEN during recovery")
+
+    monkeypatch.setattr(listener, "open_once", refuse)
+    ran = anyio.Event()
+
+    @app.entrypoint("fetch")
+    async def fetch(job: Job) -> None:
+        ran.set()
+
+    with anyio.fail_after(20):
+        async with running_worker(app, dequeue_timeout=0.2):
+            await queries.enqueue("fetch")
+            await ran.wait()
+
+
+async def test_a_driver_without_a_free_connection(dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds it may wait for this worker, which says so and does not wait for ever."""
+    monkeypatch.setattr(_database, "PATIENCE", 0.05)
+    async with PsycopgDriver(dsn, max_size=1) as driver, driver.connection():
+        with pytest.raises(psycopg.OperationalError, match=r"within 0\.05 s: the pool has 1"):
+            await PgQueuer(driver, schema=schema).run()

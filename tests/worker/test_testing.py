@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 import anyio
 import anyio.to_thread
 import psycopg
@@ -69,3 +71,12 @@ async def test_a_schema_goes_whatever_happens_in_the_block(dsn: str, monkeypatch
             connection.execute(psycopg.sql.SQL("select from {}.queued").format(psycopg.sql.Identifier(name)))
         connection.rollback()
         connection.execute(psycopg.sql.SQL("drop schema {} cascade").format(psycopg.sql.Identifier(name)))
+
+
+def test_any_dsn_is_read_as_elsewhere(dsn: str) -> None:
+    """Also one that names a driver; and one that cannot be read is not shown."""
+    with temporary_schema(f"postgresql+asyncpg:///?{urlencode(conninfo_to_dict(dsn))}") as name:
+        assert name in schemas(dsn)
+    with pytest.raises(ConfigurationError) as refused, temporary_schema("postgresql://u:s3cret@h:port:5/db"):
+        pass
+    assert "s3cret" not in str(refused.value)
