@@ -66,7 +66,7 @@ class Hints:
         :param now: any steady clock (in seconds)
         """
         self._has_news = False
-        known = sum(len(lanes) for lanes in self._seqs.values())
+        known = self._count_known()
         if not known or known > MAX_LANES or now >= self._sweep_at:
             return None
         lanes = Lanes([], [], [], [], [], [])
@@ -90,8 +90,13 @@ class Hints:
 
     def swept(self, now: float, took: float) -> None:
         """Note a sweep that ended at ``now`` and took ``took`` seconds. What came meanwhile it may have missed."""
+        if self._count_known() > MAX_LANES:
+            self._seqs.clear()  # most of them may be in use no more; those that are will be learnt again
         if not self._has_news:
             self._sweep_at = now + max(SWEEP_PAUSE, took * SWEEP_SHARE)
+
+    def _count_known(self) -> int:
+        return sum(len(lanes) for lanes in self._seqs.values())
 
     def sweep_next(self) -> None:
         """Let the next claim be a sweep: something may lie in front."""

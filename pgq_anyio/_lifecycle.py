@@ -123,6 +123,10 @@ class ErrorText:
             trace = f"<the traceback cannot be formatted: {type(broken).__qualname__}>"
         return cls(_storable(name, MAX_MESSAGE), message, _storable(trace, MAX_TRACEBACK))
 
+    def in_ascii(self) -> ErrorText:
+        """The same with escapes for all other characters: any database can store it."""
+        return ErrorText(*(part and part.encode("ascii", "backslashreplace").decode() for part in attrs.astuple(self)))
+
 
 def _text_of(value: object) -> str:
     """What a user's object says, in words that can be stored."""

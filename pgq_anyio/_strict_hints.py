@@ -47,7 +47,9 @@ class StrictHints:
 
     def lanes(self) -> Lanes | None:
         """The lanes to enter and all gaps between them, or ``None`` for everything."""
-        if not self._safe or len(self._safe) > MAX_LANES:
+        if len(self._safe) > MAX_LANES:
+            self._safe.clear()  # most of them may be in use no more; those that are will be learnt again
+        if not self._safe:
             return None
         lanes = Lanes([], [], [], [], [], [])
         above = LOWEST

@@ -144,4 +144,4 @@ async def _store_all(
         held, outcome = endings[0]
         title = f"job {held.job.id}" if isinstance(held, Held) else repr(held.name)
         logger.error("the outcome of %s cannot be stored, it fails instead: %s: %s", title, outcome, error)
-        return len(await store([(held, Failed(ErrorText.of(error)))]))
+        return len(await store([(held, Failed(ErrorText.of(error).in_ascii()))]))

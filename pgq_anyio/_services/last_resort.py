@@ -84,6 +84,9 @@ async def leave_behind(resort: LastResort) -> None:
         logger.error("no job runs any more, but the worker does not end: does its lifespan hang while it closes?")
     with anyio.move_on_after(LAST_OUTCOMES, shield=True):
         await resort.endings.wait_stored()
+    # All that may take a moment comes before: others may take over the jobs as soon as they hear that this worker goes.
+    logging.shutdown()
+    _flush()
     with anyio.move_on_after(LAST_WORDS, shield=True):
         try:
             # If the last handler ends at this very moment, the run goes on to its end and closes the connection.
@@ -94,8 +97,6 @@ async def leave_behind(resort: LastResort) -> None:
                 in_a_line(error),
                 exc_info=logger.isEnabledFor(logging.DEBUG),
             )
-    logging.shutdown()
-    _flush()
     resort.exit(1)
 
 

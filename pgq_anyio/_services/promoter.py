@@ -112,11 +112,14 @@ async def promote_once(promoter: Promoter) -> int:
         promoter._connection_no, promoter._behind = promoter.line.opened, START
     promoter._asked_from = math.inf
     promotion = await promote_due(conn, promoter.store, behind=promoter._behind)
-    if promotion.last is not None:
+    # Whoever has locked some may roll that back: they are looked at again. Not before all others, which they must not
+    # hold up; then the next heartbeat tells of them.
+    looks_again = promotion.passed_by and not promotion.has_more
+    if promotion.last is not None and not looks_again:
         promoter._behind = promotion.last
         promoter._step_back(promoter._asked_from)  # what somebody has told of meanwhile may have come too late for it
     promoter.alarm(0.0 if promotion.has_more else promotion.next_due)
-    if not promotion.is_ours:
+    if not promotion.is_ours or looks_again:
         promoter.alarm(NOT_OURS * random.uniform(0.5, 1.0))  # noqa: S311  (jitter, not a secret)
     if promotion.moved:
         promoter.on_promoted(promotion.entrypoints)

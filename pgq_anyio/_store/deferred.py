@@ -40,6 +40,8 @@ class Promotion:
     next_due: float | None
     #: the last job before which all were moved, or ``None`` if there is none
     last: Place | None
+    #: whether some of them were not, because others have locked them
+    passed_by: bool = False
 
 
 async def promote_due(
@@ -54,6 +56,6 @@ async def promote_due(
     rows = await store.statement("promote_due").fetch(
         conn, limit=limit, window=window, bytes=BATCH_BYTES, moved_run_at=run_at, moved_job_id=job_id
     )
-    is_ours, moved, entrypoints, has_more, next_due, last_run_at, last_job_id, _ = rows[0]
+    is_ours, moved, entrypoints, has_more, next_due, last_run_at, last_job_id, passed_by, _ = rows[0]
     last = None if last_run_at is None else (last_run_at, last_job_id)
-    return Promotion(is_ours, moved, entrypoints, has_more, next_due, last)
+    return Promotion(is_ours, moved, entrypoints, has_more, next_due, last, passed_by)

@@ -52,6 +52,20 @@ async def test_what_becomes_due_during_a_promotion_is_the_next(conn: Connection,
     assert (1, None) == (second.moved, second.next_due)
 
 
+@pytest.mark.promise(9)
+async def test_what_others_have_locked_is_told(conn: Connection, connect: Connect, store: Store) -> None:
+    """Somebody cancels a job that is due, and may roll that back."""
+    await defer(conn, store, "-2 s")
+    await defer(conn, store, "-1 s")
+    other = await connect()
+    async with other.transaction():
+        await rows(other, store, "select from {schema}.deferred order by run_at limit 1 for update")
+        promotion = await promote_due(conn, store, limit=10)
+        assert (1, True) == (promotion.moved, promotion.passed_by)
+    promotion = await promote_due(conn, store, limit=10)
+    assert (1, False) == (promotion.moved, promotion.passed_by)
+
+
 @pytest.mark.promise(4, 10)
 @pytest.mark.parametrize("beside", ["foreign", "deferred"])
 async def test_what_a_promotion_and_a_claim_read(conn: Connection, connect: Connect, store: Store, beside: str) -> None:

@@ -49,6 +49,17 @@ def test_sweeps_take_at_most_their_share_of_the_time() -> None:
     assert hints.lanes(200.0 + 0.1 * SWEEP_SHARE + 0.01) is None
 
 
+def test_lanes_that_were_in_use_are_forgotten() -> None:
+    """With priorities that change all the time, every claim would be a sweep, for ever."""
+    hints = Hints(("a",))
+    hints.learn([claimed("a", priority, priority) for priority in range(MAX_LANES + 1)])
+    hints.swept(0.0, 0.0)
+    hints.learn([claimed("a", 5, 1000)])
+    lanes = hints.lanes(0.0)
+    assert lanes is not None
+    assert ([5], [1000]) == (lanes.priorities, lanes.seqs)
+
+
 def test_news_of_something_in_front_makes_the_next_claim_a_sweep() -> None:
     hints = Hints(("a",))
     hints.learn([claimed("a", 0, 1)])

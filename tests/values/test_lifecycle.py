@@ -141,6 +141,11 @@ def test_a_mixed_group_is_a_failure_with_all_its_leaves() -> None:
     assert "second" in failed.error.traceback
 
 
+def test_error_texts_in_ascii() -> None:
+    assert ErrorText("T", "caf\\xe9", "\\u2192\n") == ErrorText("T", "caf\xe9", "\u2192\n").in_ascii()
+    assert ErrorText("T", "m", None) == ErrorText("T", "m", None).in_ascii()
+
+
 def test_error_texts_are_what_postgresql_can_store() -> None:
     text = ErrorText.of(ValueError("nul \x00 and surrogate \ud800"))
     assert text.message == "nul \\x00 and surrogate \\ud800"

@@ -7,10 +7,13 @@ from typing import Any
 import anyio
 import pytest
 
+from pgq_anyio._hints import MAX_LANES
+from pgq_anyio._limits import Limits
 from pgq_anyio._services.limited import run_limited
 from pgq_anyio._services.limited import service as service_module
 from pgq_anyio._services.limited.service import refresh_once
 from pgq_anyio._store.limiter import Definition, KnownLimits
+from pgq_anyio._strict_hints import StrictHints
 from tests.values.limited_claimer import LIMITS, make_claimer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.promise(18)]
@@ -70,3 +73,29 @@ async def test_a_stop_while_a_free_slot_is_told(monkeypatch: pytest.MonkeyPatch)
             tasks.start_soon(run_limited, claimer)
     assert [["limited"], ["limited"]] == told
     assert 2 == limited.freed
+
+
+@pytest.mark.promise(20)
+async def test_a_definition_that_was_missed_makes_a_serialized_name_look_everywhere() -> None:
+    """In between others may have taken jobs by it, and have left some behind that none of ours has seen."""
+    claimer = make_claimer(["one"])
+    definition = Definition("one", Limits(1, serialized=True), "another worker")
+    claimer.define(KnownLimits([definition], changes=1))
+    hints = claimer.names["one"].hints
+    assert isinstance(hints, StrictHints)
+    hints._safe[0] = 7
+    claimer.define(KnownLimits([definition], changes=1))
+    assert hints.lanes() is not None
+    claimer.define(KnownLimits([definition], changes=3))
+    assert hints.lanes() is None
+
+
+async def test_lanes_of_a_serialized_name_that_were_in_use_are_forgotten() -> None:
+    """With priorities that change all the time, each claim would look everywhere, for ever."""
+    hints = StrictHints("one")
+    hints._safe.update({priority: priority for priority in range(MAX_LANES + 1)})
+    assert hints.lanes() is None
+    hints._safe[3] = 9
+    lanes = hints.lanes()
+    assert lanes is not None
+    assert [3] == lanes.priorities

@@ -191,3 +191,30 @@ async def test_deferral_survives_the_worker_and_a_cancelled_job_never_runs(
     with anyio.fail_after(10):
         await drain(other)
     assert [kept] == ran
+
+
+@pytest.mark.promise(9)
+async def test_a_cancel_that_is_rolled_back_delays_it_hardly(
+    app: PgQueuer, queries: Queries, driver: PsycopgDriver
+) -> None:
+    """It was being cancelled when it became due. The next heartbeat is 20 s away."""
+    ran = anyio.Event()
+
+    @app.entrypoint("later")
+    async def later(job: Job) -> None:
+        ran.set()
+
+    @app.entrypoint("sooner")
+    async def sooner(job: Job) -> None:
+        passed.set()
+
+    passed = anyio.Event()
+    async with running_worker(app, lease=60, dequeue_timeout=3600), driver.connection() as connection:
+        (job_id,) = await queries.enqueue("later", execute_after=timedelta(seconds=0.5))
+        await queries.enqueue("sooner", execute_after=timedelta(seconds=0.6))
+        with anyio.fail_after(15):
+            async with connection.transaction(force_rollback=True):
+                assert [job_id] == await queries.mark_job_as_cancelled([job_id], connection=connection)
+                await passed.wait()
+            assert not ran.is_set()
+            await ran.wait()

@@ -103,6 +103,7 @@ class LimitedClaimer:
                     one.limits,
                 )
         self._definitions = {one.entrypoint: one for one in limits.definitions}
+        has_changed = limits.changes != self.limit_changes
         self.limit_changes = limits.changes
         before = self.names
         self.names = {}
@@ -115,6 +116,8 @@ class LimitedClaimer:
             entry.is_limited, entry.in_process = allowed.is_limited, in_process
             if allowed.serialized != isinstance(entry.hints, StrictHints):
                 entry.hints = StrictHints(name) if allowed.serialized else Hints((name,))
+            elif has_changed:
+                entry.hints.forget()  # in between it may have been another definition, by which others left gaps
             entry.wake()
         self.on_names()
         self._ring()

@@ -61,4 +61,5 @@ select (select is_ours from turn), (select count(*) from moved), array(select di
         where d.run_at > (select now from turn) order by d.run_at limit 1
     ),
     (select run_at from last_before), (select job_id from last_before),
+    (select count(*) from taken) < (select count(*) from chosen),
     (select count(*) from woken)
