@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio.to_thread
@@ -50,7 +51,8 @@ class _Call:
             with self._lock:
                 self._has_ended = True
                 if self._tell is not None:
-                    self._tell()
+                    with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                        self._tell()
 
     async def drop(self) -> None:
         """The wait for the result was broken off: wait for the end, however often this wait is broken off, too."""
