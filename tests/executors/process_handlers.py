@@ -161,7 +161,7 @@ def wait_here(path: str) -> None:
 
 async def wait_here_async(path: str) -> None:
     tell(path)
-    await asyncio.Event().wait()
+    await anyio.sleep_forever()
 
 
 def ignore_term(path: str) -> None:
