@@ -246,9 +246,9 @@ def find_answer(error: BaseException) -> HandlerOutcome | None:
     if not isinstance(error, BaseExceptionGroup):
         return None
     first, *others = leaves(error)
-    kind = next((kind for kind in (Retry, Snooze, Cancel, Discard) if isinstance(first, kind)), None)
-    if kind is not None and isinstance(first, HandlerOutcome) and all(isinstance(other, kind) for other in others):
-        return first
+    for kind in (Retry, Snooze, Cancel, Discard):
+        if isinstance(first, kind) and all(isinstance(other, kind) for other in others):
+            return first
     return None
 
 

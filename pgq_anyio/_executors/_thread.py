@@ -14,6 +14,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -90,7 +91,7 @@ class ThreadExecutor(AbstractEntrypointExecutor):
 
         :raises TypeError: if it returns what would have to be awaited: nobody does
         """
-        call = _Call(lambda: self._call(job, context))
+        call = _Call(partial(self._call, job, context))
         try:
             return await anyio.to_thread.run_sync(
                 call.run, abandon_on_cancel=False, limiter=context.tools.thread_limiter

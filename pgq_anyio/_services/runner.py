@@ -82,10 +82,11 @@ def _tell(job: Job, outcome: Outcome) -> None:
         case Failed(error):
             logger.warning("job %d of %r failed: %s: %s", job.id, job.entrypoint, error.type, error.message)
         case Again(delay, True, ErrorText() as error):
-            attempt = (job.attempt, job.id, job.entrypoint)
             logger.info(
                 "attempt %d of job %d of %r failed: %s: %s; another follows in %.3g s",
-                *attempt,
+                job.attempt,
+                job.id,
+                job.entrypoint,
                 error.type,
                 error.message,
                 delay,
